@@ -1,0 +1,7 @@
+#include "base/version.h"
+
+namespace moerun {
+
+const char* version() { return MOERUN_VERSION; }
+
+}  // namespace moerun
