@@ -9,21 +9,15 @@
 #include <string_view>
 #include <vector>
 
-namespace moerun {
+#include "device/op_params.h"
 
-enum class NormKind { rms, layer };
+namespace moerun {
 
 // Where query and key are normalised before RoPE.
 enum class QkNorm {
   none,
   full,     // one norm over all heads together (OLMoE)
   per_head  // one norm a head, shared weights (Qwen3)
-};
-
-enum class RouterKind {
-  softmax_top_k,  // softmax over all experts, then the k largest, renormalised if norm_topk_prob
-  top_k_softmax,  // the k largest logits, then softmax over those (Granite)
-  sparse_mixer    // two rounds of thresholded softmax (Phi-MoE, arXiv 2409.12136)
 };
 
 enum class RopeKind { standard, linear, llama3, yarn, longrope };

@@ -1,0 +1,82 @@
+// The interface of a compute device: memory, streams, and the operations of a decoder.
+//
+// Operations are issued to a stream and run in its order. The CPU backend has run them when the
+// call returns; others may not have: what an operation reads must live until the stream has been
+// synchronised. No operation allocates per call beyond the stream's own scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/host_memory.h"
+#include "base/view.h"
+#include "device/op_params.h"
+
+namespace moerun {
+
+// An ordered queue of work, with the scratch memory its operations need.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Waits until everything issued so far has run.
+  virtual void synchronize() = 0;
+  virtual std::size_t scratch_bytes() const = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;
+  virtual std::unique_ptr<Stream> make_stream() = 0;
+
+  // out[t] = scale * table[token_ids[t]]; ids are in range (the model checks them).
+  virtual void embed(Stream& stream, const MatrixView& table,
+                     std::span<const std::int32_t> token_ids, float scale, Activations out) = 0;
+
+  // out[t] = norm(x[t])
+  virtual void norm(Stream& stream, const NormWeights& weights, Activations x, Activations out) = 0;
+
+  // y[t] (+)= scale * (W x[t] + bias)
+  virtual void linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
+                      LinearOutput output) = 0;
+
+  // Clamps, normalises and rotates q and k of qkv (tokens, (heads + 2 kv_heads) * head_dim) in
+  // place, and writes k and v at positions first_position, ... of the KV cache.
+  virtual void rotate_and_store(Stream& stream, const AttentionShape& shape,
+                                const RotaryParams& rotary, std::size_t first_position,
+                                Activations qkv, const KvLayer& kv) = 0;
+
+  // Causal attention of the q in qkv over the KV cache up to each token's own position.
+  virtual void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
+                         std::size_t first_position, Activations qkv, const KvLayer& kv,
+                         Activations out) = 0;
+
+  // Fills the first top_k slots of every token: ids by falling score (of equals the lower id), and
+  // weights. `logits` (tokens, num_experts) holds the router's product on entry.
+  virtual void route(Stream& stream, const RouterParams& params, Activations logits,
+                     Routing routing) = 0;
+
+  // Fills the last slot: the shared expert, weighted by sigmoid(gate . x), or by 1 without a gate.
+  virtual void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id,
+                            Activations x, Routing routing) = 0;
+
+  // The experts of a layer: begin, then compute_segments as often as segments become available,
+  // then finish. Every expert in the routing must be covered exactly once; segments of one expert
+  // come in rising order of records, but any cut, and any order among experts, gives the same bits.
+  virtual void begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
+                             const Routing& routing) = 0;
+  virtual void compute_segments(Stream& stream, std::span<const Segment> segments) = 0;
+  // y[t] += scale * sum over slots s of weight(t, s) * expert(t, s), in slot order.
+  virtual void finish_experts(Stream& stream, float scale, Activations y) = 0;
+};
+
+// Threads: how many share the work, the caller's included. `kernels`: a name for
+// choose_cpu_kernels().
+std::unique_ptr<Backend> make_cpu_backend(int threads, std::string_view kernels);
+
+}  // namespace moerun

@@ -1,0 +1,122 @@
+#include "device/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace moerun {
+namespace {
+
+// Rows of a projection that one thread takes at a time: enough work to pay for the hand-out, small
+// enough to share out evenly.
+constexpr std::size_t kRowsPerItem = 64;
+
+CpuStream& cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
+
+float weight_at(const MatrixView& matrix, const std::byte* row, std::size_t i) {
+  switch (matrix.dtype) {
+    case DType::f32:
+      return reinterpret_cast<const float*>(row)[i];
+    case DType::f16:
+      return f16_to_float(reinterpret_cast<const std::uint16_t*>(row)[i]);
+    case DType::bf16:
+      return bf16_to_float(reinterpret_cast<const std::uint16_t*>(row)[i]);
+  }
+  return 0;
+}
+
+}  // namespace
+
+CpuStream::CpuStream(int num_threads) : worker_floats_(static_cast<std::size_t>(num_threads)) {
+  for (int worker = 0; worker < num_threads; ++worker) {
+    kernel_scratch_.emplace_back(kKernelScratchBytes, "kernel scratch");
+  }
+}
+
+std::size_t CpuStream::scratch_bytes() const {
+  std::size_t total = experts_.scratch_bytes();
+  for (const auto& memory : kernel_scratch_) total += memory.size();
+  for (const auto& memory : worker_floats_) total += memory.size();
+  return total;
+}
+
+float* CpuStream::worker_floats(int worker, std::size_t count) {
+  auto& memory = worker_floats_[static_cast<std::size_t>(worker)];
+  if (memory.size() < count * sizeof(float)) {
+    memory = HostMemory(count * sizeof(float), "attention scratch");
+  }
+  return memory.as<float>();
+}
+
+std::unique_ptr<Stream> CpuBackend::make_stream() {
+  return std::make_unique<CpuStream>(pool_.num_threads());
+}
+
+void CpuBackend::embed(Stream&, const MatrixView& table, std::span<const std::int32_t> token_ids,
+                       float scale, Activations out) {
+  for (std::size_t t = 0; t < token_ids.size(); ++t) {
+    const std::byte* row = table.row(static_cast<std::size_t>(token_ids[t]));
+    float* target = out.row(t);
+    for (std::size_t i = 0; i < table.cols; ++i) target[i] = scale * weight_at(table, row, i);
+  }
+}
+
+void CpuBackend::norm(Stream&, const NormWeights& weights, Activations x, Activations out) {
+  pool_.parallel_for(x.rows, [&](std::size_t t, int) {
+    if (weights.kind == NormKind::rms) {
+      kernels_.rms_norm(x.row(t), weights.weight, weights.eps, out.row(t), x.cols);
+    } else {
+      kernels_.layer_norm(x.row(t), weights.weight, weights.bias, weights.eps, out.row(t), x.cols);
+    }
+  });
+}
+
+void CpuBackend::linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
+                        LinearOutput output) {
+  const MatrixView& matrix = weights.weight;
+  const std::size_t row_blocks = (matrix.rows + kRowsPerItem - 1) / kRowsPerItem;
+  const std::size_t token_blocks = (x.rows + kMaxTokens - 1) / kMaxTokens;
+  // Token blocks of one row block follow each other, so that its weights are still in cache.
+  pool_.parallel_for(row_blocks * token_blocks, [&](std::size_t item, int worker) {
+    const std::size_t row = item / token_blocks * kRowsPerItem;
+    const std::size_t rows = std::min(kRowsPerItem, matrix.rows - row);
+    const std::size_t token = item % token_blocks * kMaxTokens;
+    const std::size_t tokens = std::min(kMaxTokens, x.rows - token);
+    alignas(64) float products[kMaxTokens][kRowsPerItem];
+    const float* xs[kMaxTokens];
+    float* outs[kMaxTokens];
+    for (std::size_t t = 0; t < tokens; ++t) {
+      xs[t] = x.row(token + t);
+      outs[t] = products[t];
+    }
+    kernels_.dot(matrix.dtype, matrix.row(row), matrix.row_bytes(), rows, matrix.pitch, xs, outs,
+                 tokens, cpu(stream).kernel_scratch(worker));
+    for (std::size_t t = 0; t < tokens; ++t) {
+      float* target = y.row(token + t) + row;
+      for (std::size_t r = 0; r < rows; ++r) {
+        const float biased = products[t][r] + (weights.bias ? weights.bias[row + r] : 0.0f);
+        target[r] = output.accumulate ? target[r] + output.scale * biased : output.scale * biased;
+      }
+    }
+  });
+}
+
+void CpuBackend::begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
+                               const Routing& routing) {
+  cpu(stream).experts().begin(shape, x, routing);
+}
+
+void CpuBackend::compute_segments(Stream& stream, std::span<const Segment> segments) {
+  cpu(stream).experts().compute(pool_, kernels_, cpu(stream), segments);
+}
+
+void CpuBackend::finish_experts(Stream& stream, float scale, Activations y) {
+  cpu(stream).experts().finish(pool_, kernels_, scale, y);
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int threads, std::string_view kernels) {
+  return std::make_unique<CpuBackend>(threads, choose_cpu_kernels(kernels));
+}
+
+}  // namespace moerun

@@ -1,0 +1,158 @@
+#include "device/cpu/expert_batch.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "device/cpu/cpu_backend.h"
+
+namespace moerun {
+namespace {
+
+// Up to this many pairs, sums are kept per quantum: for one token of any known model, and for small
+// batches. Above, there are enough experts at work to occupy the threads whole.
+constexpr std::size_t kFewPairs = 32;
+
+std::size_t num_quanta(std::size_t records) {
+  return (records + kQuantumRecords - 1) / kQuantumRecords;
+}
+
+}  // namespace
+
+void ExpertBatch::begin(const ExpertShape& shape, Activations x, const Routing& routing) {
+  shape_ = shape;
+  x_ = x;
+  routing_ = routing;
+  pitch_ = padded(shape.hidden_size);
+  sums_per_quantum_ = routing.num_pairs() <= kFewPairs;
+
+  // Counting sort of the pairs by expert; the order within an expert is that of the tokens.
+  const std::size_t num_ids = shape.num_experts + 1;
+  expert_begin_.assign(num_ids + 1, 0);
+  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    ++expert_begin_[static_cast<std::size_t>(routing.expert_ids[pair]) + 1];
+  }
+  for (std::size_t id = 0; id < num_ids; ++id) expert_begin_[id + 1] += expert_begin_[id];
+  pairs_of_expert_.resize(routing.num_pairs());
+  std::vector<std::uint32_t> next(expert_begin_.begin(), expert_begin_.end() - 1);
+  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    const auto id = static_cast<std::size_t>(routing.expert_ids[pair]);
+    pairs_of_expert_[next[id]++] = static_cast<std::uint32_t>(pair);
+  }
+
+  sum_offset_.assign(routing.slots + 1, 0);
+  for (std::size_t slot = 0; slot < routing.slots; ++slot) {
+    // A slot holds either always the shared expert or always a routed one.
+    const auto id = static_cast<std::size_t>(routing.expert_ids[slot]);
+    const std::size_t sums = sums_per_quantum_ ? num_quanta(shape.num_records(id)) : 1;
+    sum_offset_[slot + 1] = sum_offset_[slot] + sums;
+  }
+  const std::size_t bytes = routing.tokens * sum_offset_.back() * pitch_ * sizeof(float);
+  if (bytes > sums_.size()) sums_ = HostMemory(bytes, "partial sums of experts");
+}
+
+float* ExpertBatch::sum(std::size_t pair, std::size_t quantum) const {
+  const std::size_t token = pair / routing_.slots;
+  const std::size_t slot = pair % routing_.slots;
+  const std::size_t index =
+      token * sum_offset_.back() + sum_offset_[slot] + (sums_per_quantum_ ? quantum : 0);
+  return sums_.as<float>() + index * pitch_;
+}
+
+void ExpertBatch::list_items(std::span<const Segment> segments) {
+  items_.clear();
+  for (const Segment& segment : segments) {
+    const std::size_t begin = expert_begin_[segment.expert];
+    const std::size_t end = expert_begin_[segment.expert + 1];
+    if (begin == end) continue;
+    const std::size_t record_end = segment.first_record + segment.num_records;
+    const std::size_t step = sums_per_quantum_ ? kQuantumRecords : segment.num_records;
+    for (std::size_t record = segment.first_record; record < record_end; record += step) {
+      const std::size_t records = std::min(step, record_end - record);
+      for (std::size_t pair = begin; pair < end; pair += kMaxTokens) {
+        items_.push_back({&segment, record, records, pair, std::min(kMaxTokens, end - pair)});
+      }
+    }
+  }
+  // The largest first, or the last one alone would keep the other threads waiting.
+  if (!sums_per_quantum_) {
+    std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) {
+      return a.num_pairs * a.num_records > b.num_pairs * b.num_records;
+    });
+  }
+}
+
+void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream& stream,
+                          std::span<const Segment> segments) {
+  if (!sums_per_quantum_) {
+    // Two segments of one expert share a sum, so they may not run side by side: one loop each run
+    // of segments in which every expert is new.
+    std::size_t first = 0;
+    std::vector<std::uint8_t> seen(shape_.num_experts + 1, 0);
+    for (std::size_t i = 0; i <= segments.size(); ++i) {
+      if (i < segments.size() && !seen[segments[i].expert]) {
+        seen[segments[i].expert] = 1;
+        continue;
+      }
+      list_items(segments.subspan(first, i - first));
+      pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
+        compute_item(items_[item], kernels, stream.kernel_scratch(worker));
+      });
+      if (i == segments.size()) return;
+      std::fill(seen.begin(), seen.end(), std::uint8_t{0});
+      seen[segments[i].expert] = 1;
+      first = i;
+    }
+  }
+  list_items(segments);
+  pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
+    compute_item(items_[item], kernels, stream.kernel_scratch(worker));
+  });
+}
+
+void ExpertBatch::compute_item(const Item& item, const CpuKernels& kernels, std::byte* scratch) {
+  const DType dtype = shape_.dtype_of(item.segment->expert);
+  const std::size_t record_bytes = 3 * pitch_ * size_of(dtype);
+  const float* xs[kMaxTokens];
+  float* ys[kMaxTokens];
+  for (std::size_t done = 0; done < item.num_records; done += kQuantumRecords) {
+    const std::size_t record = item.first_record + done;
+    for (std::size_t i = 0; i < item.num_pairs; ++i) {
+      const std::size_t pair = pairs_of_expert_[item.first_pair + i];
+      xs[i] = x_.row(pair / routing_.slots);
+      ys[i] = sum(pair, record / kQuantumRecords);
+    }
+    const std::byte* records =
+        item.segment->records.data() + (record - item.segment->first_record) * record_bytes;
+    const bool accumulate = !sums_per_quantum_ && record != 0;
+    kernels.segment_quantum(dtype, records, std::min(kQuantumRecords, item.num_records - done),
+                            pitch_, xs, ys, item.num_pairs, accumulate, scratch);
+  }
+}
+
+void ExpertBatch::finish(ThreadPool& pool, const CpuKernels& kernels, float scale, Activations y) {
+  constexpr std::size_t kColumns = 256;
+  const std::size_t blocks = (pitch_ + kColumns - 1) / kColumns;
+  pool.parallel_for(routing_.tokens * blocks, [&](std::size_t item, int) {
+    const std::size_t token = item / blocks;
+    const std::size_t column = item % blocks * kColumns;
+    const std::size_t width = std::min(kColumns, pitch_ - column);
+    alignas(64) float total[kColumns];
+    alignas(64) float expert[kColumns];
+    for (std::size_t slot = 0; slot < routing_.slots; ++slot) {
+      const std::size_t pair = token * routing_.slots + slot;
+      const std::size_t sums = sum_offset_[slot + 1] - sum_offset_[slot];
+      const float* whole = sum(pair, 0) + column;
+      if (sums > 1) {
+        kernels.scale(1.0f, whole, expert, width, /*accumulate=*/false);
+        for (std::size_t q = 1; q < sums; ++q) {
+          kernels.scale(1.0f, sum(pair, q) + column, expert, width, /*accumulate=*/true);
+        }
+        whole = expert;
+      }
+      kernels.scale(routing_.expert_weights[pair], whole, total, width, /*accumulate=*/slot != 0);
+    }
+    kernels.scale(scale, total, y.row(token) + column, width, /*accumulate=*/true);
+  });
+}
+
+}  // namespace moerun

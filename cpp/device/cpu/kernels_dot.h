@@ -1,0 +1,198 @@
+// Dot products of weight rows with token rows. Included only by the kernel translation units,
+// inside their anonymous namespace, after `Simd` is defined: nothing here may have external
+// linkage, or the linker could pick an AVX-512 copy for a processor without it.
+//
+// Order of operations, the same in every path: lane l of one accumulator sums the products of
+// elements l, l + W, l + 2W, ... by fused multiply-add; Simd::sum_lanes adds the lanes in a fixed
+// tree.
+
+constexpr std::size_t kBlockK = 1024;   // elements of a row kept in the first-level cache
+constexpr std::size_t kBlockRows = 64;  // rows converted at a time: gate and up of one quantum
+// From this many tokens on, converting weights to float32 once costs less than converting them for
+// every tile.
+constexpr std::size_t kConvertFromTokens = 2 * Simd::kDotTokens;
+
+using V = Simd::V;
+constexpr std::size_t W = Simd::kWidth;
+
+// acc[r][t] += rows[r] . xs[t] over elements [0, k).
+template <int R, int T, typename Weight>
+inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
+                                                    const float* const* xs, std::size_t k,
+                                                    V (&acc)[R][T]) {
+  const Weight* w[R];
+  const float* x[T];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) w[r] = rows[r];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) x[t] = xs[t];
+  for (std::size_t i = 0; i < k; i += Simd::template DotWeight<Weight>::kStep) {
+    typename Simd::template DotWeight<Weight> wv[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) wv[r].load(w[r] + i);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      typename Simd::template DotInput<Weight> xv;
+      xv.load(x[t] + i);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][t] = Simd::dot_step(acc[r][t], wv[r], xv);
+    }
+  }
+}
+
+template <int R, int T, typename Weight>
+inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, std::size_t k,
+                           float* const* outs, std::size_t first_row) {
+  V acc[R][T];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) acc[r][t] = Simd::zero();
+  }
+  dot_tile<R, T>(rows, xs, k, acc);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) outs[t][first_row + r] = Simd::sum_lanes(acc[r][t]);
+  }
+}
+
+// Few tokens: weights are streamed once from memory and converted in registers.
+template <int T, typename Weight>
+void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k,
+                  const float* const* xs, float* const* outs) {
+  // One token leaves registers for more rows, and needs them: one row's additions form a chain.
+  constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : (T <= 2 ? Simd::kDotRows : Simd::kDotRows);
+  std::size_t r = 0;
+  for (; r + kRows <= num_rows; r += kRows) dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r);
+  for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
+}
+
+template <typename Weight>
+void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
+                     const float* const* xs, float* const* outs, std::size_t num_tokens) {
+  std::size_t t = 0;
+  for (; t + Simd::kDotTokens <= num_tokens; t += Simd::kDotTokens) {
+    dot_rows_few<Simd::kDotTokens>(rows, num_rows, k, xs + t, outs + t);
+  }
+  switch (num_tokens - t) {
+    case 5:
+      if constexpr (Simd::kDotTokens > 5) {
+        return dot_rows_few<5>(rows, num_rows, k, xs + t, outs + t);
+      }
+      break;
+    case 4:
+      if constexpr (Simd::kDotTokens > 4) {
+        return dot_rows_few<4>(rows, num_rows, k, xs + t, outs + t);
+      }
+      break;
+    case 3:
+      return dot_rows_few<3>(rows, num_rows, k, xs + t, outs + t);
+    case 2:
+      return dot_rows_few<2>(rows, num_rows, k, xs + t, outs + t);
+    case 1:
+      return dot_rows_few<1>(rows, num_rows, k, xs + t, outs + t);
+    default:
+      return;
+  }
+}
+
+// Where the blocked path keeps what it reuses; see dot_rows_blocked.
+struct DotScratch {
+  float weights[kBlockRows * kBlockK];               // one block of rows as float32
+  float accumulators[kMaxTokens * kBlockRows * W];   // lanes of every (token, row)
+};
+
+template <int R, int T, typename Weight>
+inline void dot_tile_resumed(const Weight* const* rows, const float* const* xs, std::size_t k,
+                             float* lanes, bool first) {
+  V acc[R][T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      acc[r][t] = first ? Simd::zero() : Simd::load(lanes + (t * kBlockRows + r) * W);
+    }
+  }
+  dot_tile<R, T>(rows, xs, k, acc);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) Simd::store(lanes + (t * kBlockRows + r) * W, acc[r][t]);
+  }
+}
+
+template <int T, typename Weight>
+void dot_block_tokens(const Weight* const* rows, std::size_t num_rows, const float* const* xs,
+                      std::size_t k, float* lanes, bool first) {
+  std::size_t r = 0;
+  for (; r + Simd::kDotRows <= num_rows; r += Simd::kDotRows) {
+    dot_tile_resumed<Simd::kDotRows, T>(rows + r, xs, k, lanes + r * W, first);
+  }
+  for (; r < num_rows; ++r) dot_tile_resumed<1, T>(rows + r, xs, k, lanes + r * W, first);
+}
+
+// Many tokens, at most kBlockRows rows: a block of the rows, kBlockK elements wide, is converted
+// once and stays in cache while all tokens pass; the lanes wait in memory between blocks.
+template <typename Weight>
+void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size_t k,
+                      const float* const* xs, float* const* outs, std::size_t num_tokens,
+                      DotScratch& scratch) {
+  const float* x[kMaxTokens];
+  typename Simd::template BlockedWeight<Weight> const* block[kBlockRows];
+  for (std::size_t k0 = 0; k0 < k; k0 += kBlockK) {
+    const std::size_t width = k - k0 < kBlockK ? k - k0 : kBlockK;
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      block[r] = Simd::to_block(rows[r] + k0, scratch.weights + r * kBlockK, width);
+    }
+    for (std::size_t t = 0; t < num_tokens; ++t) x[t] = xs[t] + k0;
+    const bool first = k0 == 0;
+    for (std::size_t t = 0; t < num_tokens;) {
+      float* lanes = scratch.accumulators + t * kBlockRows * W;
+      const std::size_t left = num_tokens - t;
+      if (left >= Simd::kDotTokens) {
+        dot_block_tokens<Simd::kDotTokens>(block, num_rows, x + t, width, lanes, first);
+        t += Simd::kDotTokens;
+      } else if (left >= 3) {
+        dot_block_tokens<3>(block, num_rows, x + t, width, lanes, first);
+        t += 3;
+      } else {
+        dot_block_tokens<1>(block, num_rows, x + t, width, lanes, first);
+        t += 1;
+      }
+    }
+  }
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    const float* lanes = scratch.accumulators + t * kBlockRows * W;
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      outs[t][r] = Simd::sum_lanes(Simd::load(lanes + r * W));
+    }
+  }
+}
+
+template <typename Weight>
+void dot_rows(const Weight* const* rows, std::size_t num_rows, std::size_t k,
+              const float* const* xs, float* const* outs, std::size_t num_tokens,
+              DotScratch& scratch) {
+  if (num_tokens < kConvertFromTokens) {
+    dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens);
+  } else {
+    dot_rows_blocked(rows, num_rows, k, xs, outs, num_tokens, scratch);
+  }
+}
+
+template <typename Weight>
+void dot_typed(const std::byte* data, std::size_t row_stride, std::size_t num_rows, std::size_t k,
+               const float* const* xs, float* const* outs, std::size_t num_tokens,
+               DotScratch& scratch) {
+  const Weight* rows[kBlockRows];
+  float* shifted[kMaxTokens];
+  for (std::size_t r0 = 0; r0 < num_rows; r0 += kBlockRows) {
+    const std::size_t count = num_rows - r0 < kBlockRows ? num_rows - r0 : kBlockRows;
+    for (std::size_t r = 0; r < count; ++r) {
+      rows[r] = reinterpret_cast<const Weight*>(data + (r0 + r) * row_stride);
+    }
+    for (std::size_t t = 0; t < num_tokens; ++t) shifted[t] = outs[t] + r0;
+    dot_rows(rows, count, k, xs, shifted, num_tokens, scratch);
+  }
+}

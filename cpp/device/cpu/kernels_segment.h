@@ -1,0 +1,224 @@
+// The expert kernels: weighted sums of rows, and one quantum of a segment. Included like
+// kernels_dot.h.
+//
+// Order of operations: y[h] of a quantum sums its records in index order by fused multiply-add,
+// starting from zero; only then is it added to what earlier quanta gave.
+
+constexpr std::size_t kMaxQuantum = 32;
+constexpr std::size_t kGroupRecords = 4;  // of one token: gate and up of this many at a time
+
+// acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...].
+template <int T, int N, typename Weight>
+inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::size_t row_stride,
+                                                    std::size_t num_rows,
+                                                    const float* const* weights,
+                                                    V (&acc)[T][N]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) acc[t][v] = Simd::zero();
+  }
+  for (std::size_t j = 0; j < num_rows; ++j) {
+    const Weight* row = rows + j * row_stride;
+    V d[N];
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) d[v] = Simd::load(row + v * W);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const V a = Simd::set1(weights[t][j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) acc[t][v] = Simd::fma(a, d[v], acc[t][v]);
+    }
+  }
+}
+
+template <int T, int N, typename Weight>
+inline void sum_columns(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
+                        const float* const* weights, float* const* outs, std::size_t column,
+                        bool accumulate) {
+  V acc[T][N];
+  sum_tile<T, N>(rows, row_stride, num_rows, weights, acc);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    float* out = outs[t] + column;
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) {
+      const V sum = accumulate ? Simd::add(Simd::load(out + v * W), acc[t][v]) : acc[t][v];
+      Simd::store(out + v * W, sum);
+    }
+  }
+}
+
+template <int N, typename Weight>
+void sum_tokens(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
+                const float* const* weights, float* const* outs, std::size_t column,
+                std::size_t num_tokens, bool accumulate) {
+  std::size_t t = 0;
+  for (; t + Simd::kSumTokens <= num_tokens; t += Simd::kSumTokens) {
+    sum_columns<Simd::kSumTokens, N>(rows, row_stride, num_rows, weights + t, outs + t, column,
+                                     accumulate);
+  }
+  for (; t < num_tokens; ++t) {
+    sum_columns<1, N>(rows, row_stride, num_rows, weights + t, outs + t, column, accumulate);
+  }
+}
+
+constexpr std::size_t kSumColumns = Simd::kSumVectors * W;  // columns of a tile
+
+template <typename Weight>
+void sum_rows(const Weight* rows, std::size_t row_stride, std::size_t num_rows, std::size_t n,
+              const float* const* weights, float* const* outs, std::size_t num_tokens,
+              bool accumulate) {
+  std::size_t column = 0;
+  for (; column + kSumColumns <= n; column += kSumColumns) {
+    sum_tokens<Simd::kSumVectors>(rows + column, row_stride, num_rows, weights, outs, column,
+                                  num_tokens, accumulate);
+  }
+  for (; column < n; column += W) {
+    sum_tokens<1>(rows + column, row_stride, num_rows, weights, outs, column, num_tokens,
+                  accumulate);
+  }
+}
+
+// The same with the rows of a tile converted to float32 first.
+template <typename Weight>
+void sum_rows_converted(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
+                        std::size_t n, const float* const* weights, float* const* outs,
+                        std::size_t num_tokens, bool accumulate) {
+  alignas(64) float tile[kMaxQuantum * kSumColumns];
+  for (std::size_t column = 0; column < n; column += kSumColumns) {
+    const std::size_t width = n - column < kSumColumns ? n - column : kSumColumns;
+    for (std::size_t j = 0; j < num_rows; ++j) {
+      for (std::size_t c = 0; c < width; c += W) {
+        Simd::store(tile + j * kSumColumns + c, Simd::load(rows + j * row_stride + column + c));
+      }
+    }
+    if (width == kSumColumns) {
+      sum_tokens<Simd::kSumVectors>(static_cast<const float*>(tile), kSumColumns, num_rows, weights,
+                                    outs, column, num_tokens, accumulate);
+    } else {
+      for (std::size_t c = 0; c < width; c += W) {
+        sum_tokens<1>(static_cast<const float*>(tile) + c, kSumColumns, num_rows, weights, outs,
+                      column + c, num_tokens, accumulate);
+      }
+    }
+  }
+}
+
+// activated = silu(gate) * up, n a multiple of W.
+inline void silu_mul(const float* gate, const float* up, float* activated, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += W) {
+    const V g = Simd::load(gate + i);
+    const V sigmoid_divisor = Simd::add(Simd::set1(1.0f), exp_vector(Simd::sub(Simd::zero(), g)));
+    Simd::store(activated + i, Simd::mul(Simd::div(g, sigmoid_divisor), Simd::load(up + i)));
+  }
+}
+
+// One token: the records are walked once, front to back, in groups whose gate and up rows are
+// reduced together and whose down rows are added to y while y is in the first-level cache.
+template <typename Weight>
+void quantum_one_token(const Weight* records, std::size_t num_records, std::size_t hidden,
+                       const float* x, float* y, bool accumulate, float* partial) {
+  float* target = accumulate ? partial : y;
+  for (std::size_t i0 = 0; i0 < num_records; i0 += kGroupRecords) {
+    const std::size_t count = num_records - i0 < kGroupRecords ? num_records - i0 : kGroupRecords;
+    const Weight* group = records + i0 * 3 * hidden;
+    alignas(64) float gate_up[2][kMaxQuantum] = {};
+    const Weight* rows[2 * kGroupRecords];
+    for (std::size_t i = 0; i < count; ++i) {
+      rows[i] = group + i * 3 * hidden;
+      rows[count + i] = group + (i * 3 + 1) * hidden;
+    }
+    alignas(64) float products[2 * kMaxQuantum];
+    float* out = products;
+    dot_rows_few<1>(rows, 2 * count, hidden, &x, &out);
+    for (std::size_t i = 0; i < count; ++i) {
+      gate_up[0][i] = products[i];
+      gate_up[1][i] = products[count + i];
+    }
+    alignas(64) float a[W < kGroupRecords ? kGroupRecords : W];
+    silu_mul(gate_up[0], gate_up[1], a, W < kGroupRecords ? kGroupRecords : W);
+    const Weight* down = group + 2 * hidden;
+    if (count == kGroupRecords) {
+      const V a0 = Simd::set1(a[0]);
+      const V a1 = Simd::set1(a[1]);
+      const V a2 = Simd::set1(a[2]);
+      const V a3 = Simd::set1(a[3]);
+      for (std::size_t h = 0; h < hidden; h += W) {
+        V sum = i0 == 0 ? Simd::zero() : Simd::load(target + h);
+        sum = Simd::fma(a0, Simd::load(down + h), sum);
+        sum = Simd::fma(a1, Simd::load(down + 3 * hidden + h), sum);
+        sum = Simd::fma(a2, Simd::load(down + 6 * hidden + h), sum);
+        sum = Simd::fma(a3, Simd::load(down + 9 * hidden + h), sum);
+        Simd::store(target + h, sum);
+      }
+    } else {
+      for (std::size_t h = 0; h < hidden; h += W) {
+        V sum = i0 == 0 ? Simd::zero() : Simd::load(target + h);
+        for (std::size_t i = 0; i < count; ++i) {
+          sum = Simd::fma(Simd::set1(a[i]), Simd::load(down + i * 3 * hidden + h), sum);
+        }
+        Simd::store(target + h, sum);
+      }
+    }
+  }
+  if (accumulate) {
+    for (std::size_t h = 0; h < hidden; h += W) {
+      Simd::store(y + h, Simd::add(Simd::load(y + h), Simd::load(partial + h)));
+    }
+  }
+}
+
+struct SegmentScratch {
+  DotScratch dot;
+  float gate_up[kMaxTokens][2 * kMaxQuantum];
+  float activated[kMaxTokens][kMaxQuantum];
+};
+
+template <typename Weight>
+void quantum_many_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
+                         const float* const* xs, float* const* ys, std::size_t num_tokens,
+                         bool accumulate, SegmentScratch& scratch) {
+  const Weight* rows[2 * kMaxQuantum];
+  for (std::size_t i = 0; i < num_records; ++i) {
+    rows[i] = records + i * 3 * hidden;
+    rows[num_records + i] = records + (i * 3 + 1) * hidden;
+  }
+  float* products[kMaxTokens];
+  const float* activated[kMaxTokens];
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    products[t] = scratch.gate_up[t];
+    activated[t] = scratch.activated[t];
+  }
+  dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot);
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    alignas(64) float gate[kMaxQuantum] = {};
+    alignas(64) float up[kMaxQuantum] = {};
+    for (std::size_t i = 0; i < num_records; ++i) {
+      gate[i] = products[t][i];
+      up[i] = products[t][num_records + i];
+    }
+    silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
+  }
+  const Weight* down = records + 2 * hidden;
+  if (num_tokens <= Simd::kSumTokens) {
+    sum_rows(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate);
+  } else {
+    sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens,
+                       accumulate);
+  }
+}
+
+template <typename Weight>
+void segment_quantum_typed(const std::byte* records, std::size_t num_records, std::size_t hidden,
+                           const float* const* xs, float* const* ys, std::size_t num_tokens,
+                           bool accumulate, std::byte* scratch) {
+  const auto* typed = reinterpret_cast<const Weight*>(records);
+  if (num_tokens == 1) {
+    quantum_one_token(typed, num_records, hidden, xs[0], ys[0], accumulate,
+                      reinterpret_cast<float*>(scratch));
+  } else {
+    quantum_many_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate,
+                        *reinterpret_cast<SegmentScratch*>(scratch));
+  }
+}

@@ -1,0 +1,38 @@
+// The element types of weights as kernels see them, and the dot products of sets that multiply in
+// float32. Included like kernels_dot.h, before `Simd` is defined.
+
+struct BFloat {
+  unsigned short bits;
+};
+struct Half {
+  unsigned short bits;
+};
+
+// How one step of a dot product loads its operands: `kStep` elements of a weight row and of a token
+// row. `Loader` is the set's Simd, which converts any weight to float32 lanes.
+template <typename Loader, typename Weight>
+struct Float32DotWeight {
+  static constexpr std::size_t kStep = Loader::kWidth;
+  typename Loader::V lanes;
+  inline __attribute__((always_inline)) void load(const Weight* p) { lanes = Loader::load(p); }
+};
+
+template <typename Loader>
+struct Float32DotInput {
+  typename Loader::V lanes;
+  inline __attribute__((always_inline)) void load(const float* p) { lanes = Loader::load(p); }
+};
+
+// A row of weights as float32: converted into `block`, or where it is.
+template <typename Loader, typename Weight>
+inline const float* float32_block(const Weight* row, float* block, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += Loader::kWidth) {
+    Loader::store(block + i, Loader::load(row + i));
+  }
+  return block;
+}
+
+template <typename Loader>
+inline const float* float32_block(const float* row, float*, std::size_t) {
+  return row;
+}

@@ -1,0 +1,45 @@
+#include "io/checkpoint_index.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "io/json_text.h"
+#include "io/quote.h"
+
+namespace moerun {
+namespace {
+
+bool is_plain_file_name(std::string_view name) {
+  return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
+         name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
+}
+
+}  // namespace
+
+std::map<std::string, std::string> parse_checkpoint_index(std::string_view json_text,
+                                                          const std::string& where) {
+  const nlohmann::json index = parse_json_object(json_text, where, /*max_values=*/4'000'000);
+  const auto weight_map = index.find("weight_map");
+  if (weight_map == index.end() || !weight_map->is_object() || weight_map->empty()) {
+    throw FormatError(message(where, ": field 'weight_map': found ",
+                              weight_map == index.end() ? "none" : weight_map->type_name(),
+                              ", expected an object from tensor names to file names"));
+  }
+  std::map<std::string, std::string> shards;
+  for (const auto& [tensor, file] : weight_map->items()) {
+    if (!file.is_string()) {
+      throw FormatError(message(where, ": field 'weight_map': tensor ", quote(tensor), ": found a ",
+                                file.type_name(), ", expected a file name"));
+    }
+    const auto& name = file.get_ref<const std::string&>();
+    if (!is_plain_file_name(name)) {
+      throw FormatError(message(where, ": field 'weight_map': tensor ", quote(tensor), ": found ",
+                                quote(name), ", expected the plain name of a file in the same ",
+                                "directory"));
+    }
+    shards.emplace(tensor, name);
+  }
+  return shards;
+}
+
+}  // namespace moerun

@@ -1,0 +1,143 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace moerun {
+
+Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
+                 const DecoderOptions& options)
+    : config_(config),
+      weights_(weights),
+      backend_(backend),
+      options_(options),
+      rope_(make_rope_table(config)) {
+  if (options.segment_records % kQuantumRecords != 0) {
+    throw InvalidArgument(message("segment_records: expected a multiple of ", kQuantumRecords,
+                                  ", found ", options.segment_records));
+  }
+  attention_shape_ = {static_cast<std::size_t>(config.num_attention_heads),
+                      static_cast<std::size_t>(config.num_key_value_heads),
+                      static_cast<std::size_t>(config.head_dim)};
+  router_ = {config.router, config.norm_topk_prob, static_cast<float>(config.router_jitter_noise),
+             static_cast<std::size_t>(config.top_k)};
+}
+
+void Decoder::run(const Pass& pass) const {
+  Workspace& space = pass.workspace;
+  const std::size_t tokens = pass.token_ids.size();
+  backend_.embed(pass.stream, weights_.embedding, pass.token_ids,
+                 static_cast<float>(config_.embedding_multiplier), space.hidden.slice(0, tokens));
+  for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    run_layer(pass, layer);
+    if (pass.between_layers != nullptr) (*pass.between_layers)();
+  }
+  backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
+                space.normed.slice(0, tokens));
+}
+
+void Decoder::run_layer(const Pass& pass, std::size_t index) const {
+  const LayerWeights& layer = weights_.layers[index];
+  const std::size_t tokens = pass.token_ids.size();
+  const Activations hidden = pass.workspace.hidden.slice(0, tokens);
+  const Activations normed = pass.workspace.normed.slice(0, tokens);
+  const Activations qkv = pass.workspace.qkv.slice(0, tokens);
+  const Activations attended = pass.workspace.attended.slice(0, tokens);
+  const KvLayer kv = pass.kv_cache.layer(index);
+  const LinearOutput to_residual{static_cast<float>(config_.residual_multiplier),
+                                 /*accumulate=*/true};
+  const AttentionParams attention{static_cast<float>(config_.attention_multiplier),
+                                  static_cast<std::size_t>(config_.sliding_window[index])};
+
+  backend_.norm(pass.stream, layer.input_norm, hidden, normed);
+  backend_.linear(pass.stream, layer.qkv, normed, qkv, {});
+  backend_.rotate_and_store(pass.stream, attention_shape_, rotary(layer, pass.sequence_length),
+                            pass.first_position, qkv, kv);
+  backend_.attention(pass.stream, attention_shape_, attention, pass.first_position, qkv, kv,
+                     attended);
+  backend_.linear(pass.stream, layer.o_proj, attended, hidden, to_residual);
+  backend_.norm(pass.stream, layer.post_attention_norm, hidden, normed);
+  run_experts(pass, layer);
+}
+
+void Decoder::run_experts(const Pass& pass, const LayerWeights& layer) const {
+  const std::size_t tokens = pass.token_ids.size();
+  const ExpertShape& shape = layer.experts;
+  const bool routed = shape.num_experts != 0;
+  const Activations normed = pass.workspace.normed.slice(0, tokens);
+  const Routing routing = pass.workspace.routing(
+      tokens, (routed ? router_.top_k : 0) + (layer.has_shared_expert() ? 1 : 0));
+  if (routed) {
+    const Activations logits = pass.workspace.router_logits.slice(0, tokens);
+    backend_.linear(pass.stream, {layer.router, nullptr}, normed, logits, {});
+    backend_.route(pass.stream, router_, logits, routing);
+  }
+  if (layer.has_shared_expert()) {
+    backend_.route_shared(pass.stream, layer.shared_gate,
+                          static_cast<std::int32_t>(shape.num_experts), normed, routing);
+  }
+  pass.stream.synchronize();  // the host needs the routing to name the segments
+
+  std::vector<std::uint8_t> active(shape.num_experts + 1, 0);
+  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    active[static_cast<std::size_t>(routing.expert_ids[pair])] = 1;
+  }
+  std::vector<Segment> segments;
+  for (std::size_t expert = 0; expert <= shape.num_experts; ++expert) {
+    if (!active[expert]) continue;
+    const std::size_t records = shape.num_records(expert);
+    const std::size_t step = options_.segment_records ? options_.segment_records : records;
+    const ConstBytes bytes = layer.records_of(expert);
+    const std::size_t record_bytes = bytes.size() / records;
+    for (std::size_t first = 0; first < records; first += step) {
+      const std::size_t count = std::min(step, records - first);
+      segments.push_back(
+          {expert, first, count, bytes.subspan(first * record_bytes, count * record_bytes)});
+    }
+  }
+  backend_.begin_experts(pass.stream, shape, normed, routing);
+  backend_.compute_segments(pass.stream, segments);
+  backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
+                          pass.workspace.hidden.slice(0, tokens));
+}
+
+RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_length) const {
+  const bool is_long = !rope_.inv_freq_long.empty() &&
+                       sequence_length > static_cast<std::size_t>(rope_.long_above);
+  RotaryParams params;
+  params.inv_freq = is_long ? rope_.inv_freq_long.data() : rope_.inv_freq.data();
+  params.scale = is_long ? rope_.scale_long : rope_.scale;
+  params.q_norm = layer.q_norm;
+  params.k_norm = layer.k_norm;
+  params.norm_per_head = config_.qk_norm == QkNorm::per_head;
+  params.clip = static_cast<float>(config_.clip_qkv.value_or(0.0));
+  return params;
+}
+
+void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations logits) const {
+  const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
+                            /*accumulate=*/false};
+  backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, logits.rows),
+                  logits, output);
+  pass.stream.synchronize();
+}
+
+std::size_t Decoder::decode_bytes(std::size_t position) const {
+  std::size_t bytes = weights_.embedding.row_bytes() + weights_.lm_head.weight.bytes();
+  for (std::size_t index = 0; index < weights_.layers.size(); ++index) {
+    const LayerWeights& layer = weights_.layers[index];
+    bytes += layer.qkv.weight.bytes() + layer.o_proj.weight.bytes() + layer.router.bytes() +
+             layer.shared_gate.bytes() + layer.shared_records.bytes();
+    if (layer.experts.num_experts != 0) {
+      bytes += router_.top_k * layer.records_of(0).size();
+    }
+    const auto window = static_cast<std::size_t>(config_.sliding_window[index]);
+    const std::size_t keys = window != 0 ? std::min(window, position + 1) : position + 1;
+    bytes += 2 * attention_shape_.num_kv_heads * keys * padded(attention_shape_.head_dim) *
+             sizeof(float);
+  }
+  return bytes;
+}
+
+}  // namespace moerun

@@ -1,0 +1,66 @@
+// The forward pass: token ids in, logits out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "device/backend.h"
+#include "model/kv_cache.h"
+#include "model/workspace.h"
+#include "weights/model_config.h"
+#include "weights/model_weights.h"
+#include "weights/rope.h"
+
+namespace moerun {
+
+struct DecoderOptions {
+  // Experts are computed in segments of this many records (a multiple of kQuantumRecords); 0: whole.
+  // The result does not depend on it.
+  std::size_t segment_records = 0;
+};
+
+// Called between layers; may throw to abandon the pass.
+using Checkpointer = std::function<void()>;
+
+class Decoder {
+ public:
+  Decoder(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
+          const DecoderOptions& options);
+
+  // What a pass works on: one sequence's KV cache and memory for activations.
+  struct Pass {
+    Stream& stream;
+    KvCache& kv_cache;
+    Workspace& workspace;
+    std::span<const std::int32_t> token_ids;  // at most workspace.max_tokens()
+    std::size_t first_position = 0;
+    std::size_t sequence_length = 0;  // with these tokens and those to come of the same call
+    const Checkpointer* between_layers = nullptr;
+  };
+
+  // Runs all layers and leaves the normalised last hidden states in workspace.normed.
+  void run(const Pass& pass) const;
+  // logits[i] = head(workspace.normed[first + i])
+  void compute_logits(const Pass& pass, std::size_t first, Activations logits) const;
+
+  // Bytes of weights and KV cache that decoding one token reads, at a position.
+  std::size_t decode_bytes(std::size_t position) const;
+
+ private:
+  void run_layer(const Pass& pass, std::size_t index) const;
+  void run_experts(const Pass& pass, const LayerWeights& layer) const;
+  RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;
+
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  Backend& backend_;
+  DecoderOptions options_;
+  AttentionShape attention_shape_;
+  RouterParams router_;
+  RopeTable rope_;
+};
+
+}  // namespace moerun

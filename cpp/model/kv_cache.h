@@ -1,0 +1,30 @@
+// The KV cache of one sequence.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "base/host_memory.h"
+#include "device/op_params.h"
+#include "weights/model_config.h"
+
+namespace moerun {
+
+// Address space for the whole context is reserved at once, memory comes as tokens fill it.
+class KvCache {
+ public:
+  KvCache(const ModelConfig& config, std::size_t capacity_tokens);
+
+  KvLayer layer(std::size_t index) const;
+  std::size_t capacity_tokens() const { return capacity_; }
+  // Bytes of keys and values that `tokens` tokens occupy, over all layers.
+  std::size_t bytes_for(std::size_t tokens) const;
+
+ private:
+  std::size_t capacity_;
+  std::size_t num_kv_heads_;
+  std::size_t pitch_;
+  std::vector<HostMemory> layers_;  // keys, then values
+};
+
+}  // namespace moerun

@@ -1,0 +1,47 @@
+#include "model/session.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace moerun {
+
+Session::Session(std::shared_ptr<Model> model, std::size_t max_tokens_per_pass)
+    : model_(std::move(model)),
+      stream_(model_->backend_->make_stream()),
+      kv_cache_(model_->config(), model_->context_length()),
+      workspace_(model_->config(), max_tokens_per_pass) {}
+
+void Session::append(std::span<const std::int32_t> token_ids, std::span<float> logits,
+                     const Checkpointer& between_layers) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  const bool all_logits = logits.size() == token_ids.size() * vocab;
+  if (!all_logits && logits.size() != vocab) {
+    throw InvalidArgument(message("logits: expected room for ", vocab, " or ",
+                                  token_ids.size() * vocab, " floats, found ", logits.size()));
+  }
+  if (num_tokens_ + token_ids.size() > kv_cache_.capacity_tokens()) {
+    throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
+                                  " tokens, but the context holds ",
+                                  kv_cache_.capacity_tokens()));
+  }
+  const std::size_t sequence_length = num_tokens_ + token_ids.size();
+  const std::lock_guard lock(model_->step_mutex_);
+  for (std::size_t first = 0; first < token_ids.size(); first += workspace_.max_tokens()) {
+    const std::size_t count = std::min(workspace_.max_tokens(), token_ids.size() - first);
+    const Decoder::Pass pass{*stream_,        kv_cache_,
+                             workspace_,      token_ids.subspan(first, count),
+                             num_tokens_,     sequence_length,
+                             between_layers ? &between_layers : nullptr};
+    model_->decoder_->run(pass);
+    if (all_logits) {
+      model_->decoder_->compute_logits(pass, 0,
+                                       {logits.data() + first * vocab, count, vocab, vocab});
+    } else if (first + count == token_ids.size()) {
+      model_->decoder_->compute_logits(pass, count - 1, {logits.data(), 1, vocab, vocab});
+    }
+    num_tokens_ += count;
+  }
+}
+
+}  // namespace moerun

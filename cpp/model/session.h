@@ -1,0 +1,39 @@
+// One sequence: its KV cache, and how far it has come.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/kv_cache.h"
+#include "model/model.h"
+#include "model/workspace.h"
+
+namespace moerun {
+
+class Session {
+ public:
+  // `max_tokens_per_pass`: memory for activations is sized for it.
+  Session(std::shared_ptr<Model> model, std::size_t max_tokens_per_pass);
+
+  // Appends tokens and computes the logits of the last one, or of all: `logits` has
+  // (1, vocab_size) or (token_ids.size(), vocab_size) floats.
+  void append(std::span<const std::int32_t> token_ids, std::span<float> logits,
+              const Checkpointer& between_layers);
+
+  std::size_t num_tokens() const { return num_tokens_; }
+  std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens_); }
+  std::size_t scratch_bytes() const { return workspace_.bytes() + stream_->scratch_bytes(); }
+  Model& model() { return *model_; }
+
+ private:
+  std::shared_ptr<Model> model_;
+  std::unique_ptr<Stream> stream_;
+  KvCache kv_cache_;
+  Workspace workspace_;
+  std::size_t num_tokens_ = 0;
+};
+
+}  // namespace moerun

@@ -1,0 +1,96 @@
+#include "model/stats.h"
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/version.h"
+#include "device/cpu/kernel_table.h"
+#include "device/cuda_query.h"
+
+namespace moerun {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json rate(double amount, double seconds) {
+  return amount > 0 && seconds > 0 ? Json(amount / seconds) : Json(nullptr);
+}
+
+std::string hex(std::uint64_t value) {
+  char text[17];
+  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+}  // namespace
+
+std::string stats_json(const Model& model) {
+  const LoadStats& load = model.load_stats();
+  const auto generation = model.generation_stats();
+  const GenerationStats last = generation.value_or(GenerationStats{});
+  const auto load_bytes = static_cast<double>(load.bytes);
+  const auto decoded =
+      last.generated_tokens > 1 ? static_cast<double>(last.generated_tokens - 1) : 0.0;
+  const auto decode_bytes = static_cast<double>(last.decode_bytes);
+
+  Json stats;
+  stats["device"] = model.device();
+  stats["device_reason"] = model.device_reason();
+  stats["cpu_kernels"] = model.cpu_kernels();
+  stats["threads"] = model.threads();
+  stats["load"] = {{"seconds", load.seconds},
+                   {"bytes", load.bytes},
+                   {"gb_per_s", rate(load_bytes / 1e9, load.seconds)}};
+  stats["memory"] = {{"resident_bytes", model.resident_bytes()},
+                     {"expert_bytes", model.expert_bytes()},
+                     {"kv_cache_bytes", last.kv_cache_bytes},
+                     {"scratch_bytes", last.scratch_bytes}};
+  stats["prompt_tokens"] = generation ? Json(last.prompt_tokens) : Json(nullptr);
+  stats["generated_tokens"] = generation ? Json(last.generated_tokens) : Json(nullptr);
+  stats["ttft_s"] = generation ? Json(last.ttft_seconds) : Json(nullptr);
+  stats["prefill_tokens_per_s"] =
+      rate(static_cast<double>(last.prompt_tokens), last.prefill_seconds);
+  stats["decode_tokens_per_s"] = rate(decoded, last.decode_seconds);
+  stats["decode_bytes_per_token"] = rate(decode_bytes, decoded);
+  stats["decode_gb_per_s"] = rate(decode_bytes / 1e9, last.decode_seconds);
+  stats["logits_hash"] = generation ? Json(hex(last.logits_hash)) : Json(nullptr);
+  return stats.dump();
+}
+
+std::string config_json(const ModelConfig& config) {
+  Json json;
+  json["model_type"] = config.model_type;
+  json["vocab_size"] = config.vocab_size;
+  json["hidden_size"] = config.hidden_size;
+  json["num_hidden_layers"] = config.num_hidden_layers;
+  json["num_moe_layers"] = config.num_moe_layers();
+  json["num_attention_heads"] = config.num_attention_heads;
+  json["num_key_value_heads"] = config.num_key_value_heads;
+  json["head_dim"] = config.head_dim;
+  json["max_position_embeddings"] = config.max_position_embeddings;
+  json["num_experts"] = config.num_experts;
+  json["top_k"] = config.top_k;
+  json["moe_intermediate_size"] = config.moe_intermediate_size;
+  json["shared_expert_intermediate_size"] = config.shared_expert_intermediate_size;
+  json["norm_topk_prob"] = config.norm_topk_prob;
+  json["tie_word_embeddings"] = config.tie_word_embeddings;
+  json["eos_token_ids"] = config.eos_token_ids;
+  json["dtype"] = config.dtype;
+  json["runnable"] = config.not_runnable.empty();
+  return json.dump();
+}
+
+std::string build_info_json() {
+  const CudaInfo cuda = query_cuda();
+  Json json;
+  json["version"] = version();
+  json["cpu_kernels"] = {{"compiled", compiled_cpu_kernels()},
+                         {"supported", supported_cpu_kernels()},
+                         {"chosen", std::string(choose_cpu_kernels("auto").name)}};
+  json["cuda"] = {{"compiled", cuda.compiled}, {"available", cuda.available},
+                  {"reason", cuda.reason}};
+  json["cuda_architectures"] = cuda.architectures;
+  return json.dump();
+}
+
+}  // namespace moerun

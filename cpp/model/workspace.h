@@ -1,0 +1,37 @@
+// The activations of one forward pass, for up to `max_tokens` tokens at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/host_memory.h"
+#include "device/op_params.h"
+#include "weights/model_config.h"
+
+namespace moerun {
+
+class Workspace {
+ public:
+  Workspace(const ModelConfig& config, std::size_t max_tokens);
+
+  Activations hidden;         // (max_tokens, hidden_size): the residual stream
+  Activations normed;         // (max_tokens, hidden_size)
+  Activations qkv;            // (max_tokens, (heads + 2 kv_heads) * head_dim)
+  Activations attended;       // (max_tokens, heads * head_dim)
+  Activations router_logits;  // (max_tokens, num_experts)
+
+  Routing routing(std::size_t tokens, std::size_t slots);
+  std::size_t max_tokens() const { return max_tokens_; }
+  std::size_t bytes() const;
+
+ private:
+  Activations make(std::size_t cols);
+
+  std::size_t max_tokens_;
+  std::vector<HostMemory> memory_;
+  std::vector<std::int32_t> expert_ids_;
+  std::vector<float> expert_weights_;
+};
+
+}  // namespace moerun

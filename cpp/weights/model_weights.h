@@ -1,0 +1,67 @@
+// The weights of a model in memory, as the operations of a backend take them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/host_memory.h"
+#include "base/thread_pool.h"
+#include "device/op_params.h"
+#include "io/checkpoint.h"
+#include "weights/load_plan.h"
+#include "weights/model_config.h"
+
+namespace moerun {
+
+struct LayerWeights {
+  NormWeights input_norm;
+  LinearWeights qkv;  // (heads + 2 kv_heads) * head_dim rows: q, then k, then v
+  NormWeights q_norm;
+  NormWeights k_norm;
+  LinearWeights o_proj;
+  NormWeights post_attention_norm;
+
+  MatrixView router;       // (num_experts, hidden_size); none in a layer without experts
+  MatrixView shared_gate;  // (1, hidden_size)?
+  ExpertShape experts;     // a dense layer is one shared expert without a gate
+  MatrixView expert_records;  // (num_experts * intermediate_size * 3, hidden_size)
+  MatrixView shared_records;  // (shared_intermediate_size * 3, hidden_size)
+
+  bool has_shared_expert() const { return experts.shared_intermediate_size != 0; }
+  // The records of one expert, shared or routed.
+  ConstBytes records_of(std::size_t expert) const;
+};
+
+// Loads everything and owns it. Views point into memory that lives as long as this object.
+class ModelWeights {
+ public:
+  // Throws FormatError for tensors that are missing or of another shape than the config says,
+  // UnsupportedModel for tensors of a layer that the architecture does not know, OutOfMemory when
+  // the model is larger than the memory that is free.
+  ModelWeights(const ModelConfig& config, const Checkpoint& checkpoint, ThreadPool& pool,
+               const LoadProgress& progress);
+  ModelWeights(const ModelWeights&) = delete;
+  ModelWeights& operator=(const ModelWeights&) = delete;
+
+  MatrixView embedding;  // (vocab_size, hidden_size)
+  NormWeights final_norm;
+  LinearWeights lm_head;  // (vocab_size, hidden_size)
+  std::vector<LayerWeights> layers;
+
+  std::size_t resident_bytes() const { return resident_bytes_; }  // all but routed experts
+  std::size_t expert_bytes() const { return expert_bytes_; }
+  std::uint64_t bytes_read() const { return bytes_read_; }
+
+ private:
+  friend class WeightsBuilder;
+
+  std::vector<HostMemory> memory_;
+  std::vector<std::vector<float>> vectors_;
+  std::size_t resident_bytes_ = 0;
+  std::size_t expert_bytes_ = 0;
+  std::uint64_t bytes_read_ = 0;
+};
+
+}  // namespace moerun

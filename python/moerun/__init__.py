@@ -1,0 +1,24 @@
+"""Run Mixture-of-Experts models from safetensors checkpoints.
+
+>>> import moerun
+>>> model = moerun.Model.load()
+>>> prompt = model.tokenizer.encode("import os\\n")
+>>> text = model.tokenizer.decode(list(model.generate(prompt, max_new_tokens=16)))
+"""
+
+from moerun import errors
+from moerun._moerun import __version__, build_info
+from moerun.generation import Generation
+from moerun.hub import default_model
+from moerun.model import Model
+from moerun.tokenizer import Tokenizer
+
+__all__ = [
+    "Generation",
+    "Model",
+    "Tokenizer",
+    "__version__",
+    "build_info",
+    "default_model",
+    "errors",
+]

@@ -1,0 +1,51 @@
+"""Types of the native module; `moerun.Model` is the documented face of it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class Generation(Iterator[int]):
+    prompt_tokens: int
+
+    def __iter__(self) -> Generation: ...
+    def __next__(self) -> int: ...
+
+class Model:
+    config: dict[str, Any]
+    context_length: int
+    device: str
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        context_length: int | None = None,
+        prefill_chunk: int = 512,
+        cpu_kernels: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None: ...
+    def forward(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
+    def generate(
+        self,
+        token_ids: NDArray[np.int64],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+        stop_token_ids: list[int],
+    ) -> Generation: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+def build_info() -> dict[str, Any]: ...
+def model_config(path: str) -> dict[str, Any]: ...

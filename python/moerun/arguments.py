@@ -1,0 +1,88 @@
+"""Checks of arguments, with messages that name the argument, what it was and what it may be."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moerun.errors import InvalidArgumentError
+
+
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` as an int; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidArgumentError(f"{name} must be an int, not {_shown(value)}")
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        limit = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise InvalidArgumentError(f"{name} must be {limit}, not {number}")
+    return number
+
+
+def check_number(
+    name: str,
+    value: Any,
+    minimum: float,
+    maximum: float = math.inf,
+    *,
+    above_minimum: bool = False,
+) -> float:
+    """Return `value` as a finite float within the limits, or above the lower one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidArgumentError(f"{name} must be a number, not {_shown(value)}")
+    number = float(value)
+    too_small = number <= minimum if above_minimum else number < minimum
+    if not math.isfinite(number) or too_small or number > maximum:
+        limit = f"{'above' if above_minimum else 'at least'} {minimum:g}"
+        if maximum != math.inf:
+            limit += f" and at most {maximum:g}"
+        raise InvalidArgumentError(f"{name} must be {limit}, not {number:g}")
+    return number
+
+
+def check_token_ids(token_ids: Any, vocab_size: int) -> NDArray[np.int64]:
+    """Return `token_ids` as an array of shape (T), T >= 1, every id below `vocab_size`."""
+    ids = _integer_array(token_ids)
+    if ids.ndim != 1:
+        raise InvalidArgumentError(f"token_ids must have one dimension, (T), not shape {ids.shape}")
+    if ids.size == 0:
+        raise InvalidArgumentError("token_ids is empty; at least one token is needed")
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        position = int(outside.argmax())
+        raise InvalidArgumentError(
+            f"token id {ids[position]} at position {position} is outside the vocabulary: ids go "
+            f"from 0 to {vocab_size - 1}"
+        )
+    return ids.astype(np.int64)
+
+
+def _integer_array(token_ids: Any) -> NDArray[Any]:
+    if isinstance(token_ids, (str, bytes)):
+        raise InvalidArgumentError(
+            "token_ids must be integers, not text; model.tokenizer.encode(text) gives them"
+        )
+    if hasattr(token_ids, "__array__"):
+        array = np.asarray(token_ids)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise InvalidArgumentError(f"token_ids must be integers, not {array.dtype}")
+        return array
+    if not isinstance(token_ids, Iterable):
+        raise InvalidArgumentError(f"token_ids must be a sequence, not {_shown(token_ids)}")
+    values = list(token_ids)
+    for position, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise InvalidArgumentError(
+                f"token_ids must be integers; position {position} holds {_shown(value)}"
+            )
+    return np.array([int(value) for value in values], dtype=object)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

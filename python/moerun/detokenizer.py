@@ -1,0 +1,91 @@
+"""Text from tokens as they come, without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Map each character of byte-level BPE to its byte.
+
+    Printable Latin-1 characters stand for themselves; the other bytes, in order, for the
+    characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet.update({chr(0x100 + idx): byte for idx, byte in enumerate(others)})
+    return alphabet
+
+
+_BYTE_LEVEL = _byte_level_alphabet()
+
+
+def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> set[str]:
+    """Return the types of the decoders of a tokenizer, of every step of a sequence."""
+    if tokenizer.decoder is None:
+        return set()
+    state = json.loads(tokenizer.decoder.__getstate__())
+    return {step["type"] for step in [state, *state.get("decoders", [])]}
+
+
+class Detokenizer:
+    """Turns tokens into text one by one; the cost of a token does not depend on those before.
+
+    The texts of all `push` calls and of `finish`, joined, are what `Tokenizer.decode` gives for
+    all tokens at once. The only exception is a tokenizer with byte fallback (SentencePiece): where
+    a run of byte tokens is not valid UTF-8, `decode` replaces the whole run, while here the valid
+    characters of the run, which were already shown, stay.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool = True) -> None:
+        kinds = _decoder_kinds(tokenizer)
+        self._tokenizer = tokenizer
+        self._is_byte_level = "ByteLevel" in kinds
+        self._has_byte_fallback = "ByteFallback" in kinds
+        self._skipped = {
+            token_id
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            if skip_special_tokens and token.special
+        }
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._previous: list[int] = []  # at most one token: the left neighbour of the next
+
+    def push(self, token_id: int) -> str:
+        """Return the text that `token_id` completes; empty while it ends inside a character."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._skipped:
+            return ""
+        piece = self._bytes_of(token)
+        if piece is not None:
+            text = self._utf8.decode(piece)
+        else:
+            text = self.finish() + self._text_after_previous(token_id)
+        self._previous = [token_id]
+        return text
+
+    def finish(self) -> str:
+        """Return what is held back: U+FFFD if the last character is incomplete, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+    def _bytes_of(self, token: str) -> bytes | None:
+        if self._is_byte_level:
+            if all(character in _BYTE_LEVEL for character in token):
+                return bytes(_BYTE_LEVEL[character] for character in token)
+            return token.encode()
+        match = _BYTE_TOKEN.fullmatch(token) if self._has_byte_fallback else None
+        return bytes([int(match[1], 16)]) if match else None
+
+    def _text_after_previous(self, token_id: int) -> str:
+        """Decode a token beside its left neighbour: alone, many decoders drop a leading space."""
+        before = self._tokenizer.decode(self._previous, skip_special_tokens=False)
+        both = self._tokenizer.decode([*self._previous, token_id], skip_special_tokens=False)
+        return both[len(before) :]

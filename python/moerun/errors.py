@@ -1,0 +1,33 @@
+"""The exceptions that moerun raises, each also a builtin exception that callers may expect.
+
+The native module raises the same classes. Every message says what was found, what was expected,
+and which file, tensor, field or argument is meant.
+"""
+
+
+class MoerunError(Exception):
+    """Anything that moerun reports; the base of all classes below."""
+
+
+class InvalidArgumentError(MoerunError, ValueError):
+    """An argument of a call has the wrong type or is out of its documented range."""
+
+
+class FormatError(MoerunError, ValueError):
+    """A file was read, but its content is wrong: a lying header, a missing tensor, broken JSON."""
+
+
+class UnsupportedModelError(MoerunError, ValueError):
+    """A well-formed model that this version of moerun cannot run."""
+
+
+class OutOfMemoryError(MoerunError, MemoryError):
+    """The memory of a tier ran out."""
+
+
+class FileError(MoerunError, OSError):
+    """A file or a repository cannot be opened, read, downloaded or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file, a directory or a repository that is needed does not exist."""

@@ -1,0 +1,278 @@
+"""A loaded model: logits, generation, statistics."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moerun import _moerun
+from moerun.arguments import check_int, check_number, check_token_ids
+from moerun.errors import InvalidArgumentError, MoerunError
+from moerun.generation import Generation, StopStrings
+from moerun.hub import resolve_model
+from moerun.tokenizer import Tokenizer
+
+_MAX_SEED = 2**64 - 1
+
+
+class Model:
+    """A Mixture-of-Experts model that is loaded and ready to run; made by `Model.load`.
+
+    A context manager: the memory is given back at the end of the block, or by `close`.
+
+    Attributes:
+        path: the directory of the model.
+    """
+
+    def __init__(self, native: _moerun.Model, path: Path) -> None:
+        self.path = path
+        self._native: _moerun.Model | None = native
+        self._last_generation: Generation | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        context_length: int | None = None,
+        prefill_chunk: int = 512,
+        cpu_kernels: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Model:
+        """Load a model.
+
+        Args:
+            path: a directory with config.json and *.safetensors; or a Hugging Face repository id
+                `organisation/name`, which is downloaded if it is not on this machine; or None for
+                `moerun.default_model()`.
+            device: "cpu", "cuda", or "auto" for the best one that works here.
+            threads: number of CPU threads; None for one a core.
+            context_length: tokens of prompt and answer together; None for what the model allows.
+            prefill_chunk: tokens of a prompt that are computed together.
+            cpu_kernels: a name from `build_info()["cpu_kernels"]["compiled"]`, or "auto" for the
+                fastest that this CPU runs.
+            progress: called now and then, from the thread that loads, with the bytes done and the
+                bytes in all. If it raises, loading ends with that exception.
+
+        Raises:
+            MissingFileError: there is no such model, or a file of it is missing.
+            FileError: a file cannot be read, or a repository cannot be downloaded.
+            FormatError: a file of the model says something wrong.
+            UnsupportedModelError: this version cannot run the model.
+            OutOfMemoryError: the model does not fit.
+            InvalidArgumentError: an argument is out of its range.
+        """
+        options: dict[str, Any] = {
+            "device": _check_str("device", device),
+            "threads": None if threads is None else check_int("threads", threads, 1),
+            "context_length": (
+                None if context_length is None else check_int("context_length", context_length, 1)
+            ),
+            "prefill_chunk": check_int("prefill_chunk", prefill_chunk, 1),
+            "cpu_kernels": _check_str("cpu_kernels", cpu_kernels),
+            "progress": progress,
+        }
+        directory = resolve_model(path)
+        return cls(_moerun.Model(str(directory), **options), directory)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says, in one form for every family of models."""
+        return dict(self._open().config)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._open().context_length
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: "cpu" or "cuda"."""
+        return self._open().device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, read when it is first asked for.
+
+        Raises:
+            MissingFileError: the model has no tokenizer.json.
+            FormatError: tokenizer.json cannot be understood.
+        """
+        return Tokenizer(self.path)
+
+    def forward(self, token_ids: Iterable[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits after each token of one sequence.
+
+        Args:
+            token_ids: ids of T tokens, 1 <= T <= context_length.
+
+        Returns:
+            Logits of shape (T, vocab_size).
+
+        Raises:
+            InvalidArgumentError: no tokens, too many, or an id outside the vocabulary.
+        """
+        native = self._open()
+        return native.forward(self._check_prompt(token_ids, self.context_length))
+
+    def generate(
+        self,
+        token_ids: Iterable[int] | NDArray[Any],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """Continue a prompt, token by token.
+
+        The arguments are checked here and now; the tokens are computed as the iterator is asked
+        for them. The token that ends the text is part of it.
+
+        Args:
+            token_ids: the prompt, at least one token and fewer than `context_length`.
+            max_new_tokens: most tokens to generate; None, or more than there is room for, goes on
+                until the model ends the text or the context is full.
+            temperature: divides the logits before sampling; 0 always takes the likeliest token.
+            top_k: sample among the k likeliest tokens; 0 for all.
+            top_p: sample among the likeliest tokens that together have this probability.
+            min_p: leave out tokens less likely than this share of the likeliest one.
+            repetition_penalty: above 1, tokens that are already there become less likely.
+            seed: same seed, same tokens. None draws one, which `stats()["seed"]` reports.
+            stop: token ids and strings; ends after the token that is one, or that completes one.
+            ignore_eos: go on when the model ends the text.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range, or the
+                prompt leaves no room in the context.
+            MissingFileError: `stop` has a string, and the model has no tokenizer.json.
+        """
+        native = self._open()
+        prompt = self._check_prompt(token_ids, self.context_length - 1, "leave room to continue")
+        room = self.context_length - len(prompt)
+        if max_new_tokens is not None:
+            max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
+        is_limited = max_new_tokens is not None and max_new_tokens <= room
+        seed = secrets.randbits(32) if seed is None else check_int("seed", seed, 0, _MAX_SEED)
+        stop_ids, strings = self._check_stop(stop)
+        eos_ids = [] if ignore_eos else list(native.config["eos_token_ids"])
+        generation = native.generate(
+            prompt,
+            max_new_tokens=max_new_tokens if is_limited and max_new_tokens else room,
+            temperature=check_number("temperature", temperature, 0),
+            top_k=check_int("top_k", top_k, 0),
+            top_p=check_number("top_p", top_p, 0, 1, above_minimum=True),
+            min_p=check_number("min_p", min_p, 0, 1),
+            repetition_penalty=check_number(
+                "repetition_penalty", repetition_penalty, 0, above_minimum=True
+            ),
+            seed=seed,
+            stop_token_ids=[*eos_ids, *stop_ids],
+        )
+        self._last_generation = Generation(
+            generation,
+            seed=seed,
+            eos_token_ids=eos_ids,
+            stop_token_ids=stop_ids,
+            stop_strings=(
+                StopStrings(strings, self.tokenizer.stream(skip_special_tokens=False))
+                if strings
+                else None
+            ),
+            reason_at_limit="length" if is_limited else "context",
+        )
+        return self._last_generation
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was measured, in seconds, bytes, 1e9 bytes a second and tokens a second.
+
+        `load`, `memory`, `device`, `device_reason`, `cpu_kernels` and `threads` are about the
+        model. The rest is about the last generation, None where nothing was measured yet:
+        `prompt_tokens`, `generated_tokens`, `ttft_s` (time to first token),
+        `prefill_tokens_per_s`, `decode_tokens_per_s`, `decode_bytes_per_token`,
+        `decode_gb_per_s`, `logits_hash`, `seed`, `finish_reason`.
+        """
+        last = self._last_generation
+        return {
+            **self._open().stats(),
+            "seed": None if last is None else last.seed,
+            "finish_reason": None if last is None else last.finish_reason,
+        }
+
+    def close(self) -> None:
+        """Give the memory back; the model cannot be used afterwards. Closing twice is fine."""
+        if self._native is not None:
+            self._native.close()
+        self._native = None
+        self._last_generation = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._native is None:
+            return f"<moerun.Model {self.path} closed>"
+        config = self.config
+        return (
+            f"<moerun.Model {self.path} {config['model_type']} num_experts={config['num_experts']} "
+            f"top_k={config['top_k']} context_length={self.context_length} device={self.device}>"
+        )
+
+    def _open(self) -> _moerun.Model:
+        if self._native is None:
+            raise MoerunError(f"the model {self.path} is closed")
+        return self._native
+
+    def _check_prompt(
+        self, token_ids: Any, max_tokens: int, purpose: str = "be computed"
+    ) -> NDArray[np.int64]:
+        ids = check_token_ids(token_ids, self._open().config["vocab_size"])
+        if len(ids) > max_tokens:
+            raise InvalidArgumentError(
+                f"the prompt has {len(ids)} tokens; to {purpose}, it may have at most {max_tokens} "
+                f"in a context of {self.context_length}. Shorten it, or load the model with a "
+                f"larger context_length if it allows one"
+            )
+        return ids
+
+    def _check_stop(self, stop: Any) -> tuple[list[int], list[str]]:
+        """Split `stop` into token ids and strings."""
+        if stop is None:
+            return [], []
+        items = stop if isinstance(stop, (list, tuple, set, frozenset)) else [stop]
+        strings = [item for item in items if isinstance(item, str)]
+        if "" in strings:
+            raise InvalidArgumentError("stop holds an empty string, which would end every text")
+        last_id = self._open().config["vocab_size"] - 1
+        return [
+            check_int("a token id in stop", item, 0, last_id)
+            for item in items
+            if not isinstance(item, str)
+        ], strings
+
+
+def _check_str(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
+    return value

@@ -1,0 +1,31 @@
+// What the files of the Python module share; one file registers one noun.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace moerun::python {
+
+namespace py = pybind11;
+
+void register_errors(py::module_& module);
+void register_model(py::module_& module);
+void register_generation(py::module_& module);
+void register_info(py::module_& module);
+
+// JSON text as Python objects.
+py::object from_json(const std::string& text);
+
+// Any sequence of integers, or a one-dimensional integer array; InvalidArgument naming the first
+// entry that is not one.
+std::vector<std::int32_t> token_ids_from(const py::object& ids);
+
+// For calls that run without the GIL: lets Ctrl-C end them, looked at every tenth of a second.
+Checkpointer signal_checker();
+
+}  // namespace moerun::python

@@ -1,0 +1,33 @@
+// A model as Python holds it: it can be closed before it is collected.
+#pragma once
+
+#include <memory>
+#include <mutex>
+
+#include "base/error.h"
+#include "model/model.h"
+
+namespace moerun::python {
+
+class PythonModel {
+ public:
+  explicit PythonModel(std::shared_ptr<Model> model) : model_(std::move(model)) {}
+
+  // Throws InvalidArgument once closed. Generations that are under way keep the model alive.
+  std::shared_ptr<Model> get() const {
+    const std::lock_guard lock(mutex_);
+    if (!model_) throw InvalidArgument("the model is closed: load it again");
+    return model_;
+  }
+  void close() {
+    std::shared_ptr<Model> last;  // freed after the lock
+    const std::lock_guard lock(mutex_);
+    last.swap(model_);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<Model> model_;
+};
+
+}  // namespace moerun::python

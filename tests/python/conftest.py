@@ -1,0 +1,86 @@
+"""Fixtures: the shipped model, copies of it to spoil, and moe-run as a real process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import moerun
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+def moe_run_command():
+    """The installed console script, or the module where the package is not installed."""
+    script = Path(sys.executable).with_name("moe-run")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "moerun_tools.run"]
+
+
+def offline_environment(**variables):
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "", **variables}
+
+
+@pytest.fixture(scope="session")
+def run_cli():
+    """Runs moe-run to its end; standard input is empty unless given, output is bytes as text."""
+
+    def run(*args, stdin=b"", env=None, **options):
+        options.setdefault("stdout", subprocess.PIPE)
+        if not isinstance(stdin, bytes | str):
+            options["stdin"] = stdin
+        else:
+            options["input"] = stdin if isinstance(stdin, bytes) else stdin.encode()
+        done = subprocess.run(
+            [*moe_run_command(), *args],
+            stderr=subprocess.PIPE,
+            env=env or offline_environment(),
+            timeout=60,
+            **options,
+        )
+        done.stdout = None if done.stdout is None else done.stdout.decode()
+        done.stderr = done.stderr.decode()
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def default_path():
+    return moerun.default_model()
+
+
+@pytest.fixture(scope="session")
+def model(default_path):
+    with moerun.Model.load(default_path, device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model):
+    return model.tokenizer
+
+
+@pytest.fixture
+def model_copy(tmp_path, default_path):
+    """A copy of the shipped model whose small files may be changed; the weights are a link."""
+    directory = tmp_path / "copy"
+    directory.mkdir()
+    for file in default_path.iterdir():
+        if file.suffix == ".safetensors":
+            (directory / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, directory)
+    return directory
+
+
+def change_json(path, **changes):
+    """Set fields of a JSON object in a file."""
+    value = json.loads(path.read_text())
+    value.update(changes)
+    path.write_text(json.dumps(value))

@@ -1,0 +1,1 @@
+"""The command line tools of moerun: they parse, call `moerun`, and print."""

@@ -1,0 +1,34 @@
+"""Loads the model of a command line, with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from moerun import Model
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+
+def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
+    """Load the model in `directory` and show how far it is, on standard error.
+
+    At a terminal the bar is there from the start; elsewhere only if loading takes longer than a
+    second, and then with few lines.
+    """
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    with tqdm(
+        desc="loading",
+        unit="B",
+        unit_scale=True,
+        delay=0 if is_terminal else 1,
+        mininterval=0.1 if is_terminal else 5,
+        leave=False,
+        disable=quiet or sys.stderr is None,
+    ) as bar:
+
+        def show(bytes_done: int, bytes_total: int) -> None:
+            bar.total = bytes_total
+            bar.update(bytes_done - bar.n)
+
+        return Model.load(directory, progress=show, **options)

@@ -1,0 +1,269 @@
+"""moe-run: writes text with a Mixture-of-Experts model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, write_out
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_EPILOG = """\b
+Examples:
+  moe-run "def main():"                        continue a text with the shipped model
+  moe-run -m path/to/model -f prompt.txt -n 400
+  moe-run -m allenai/OLMoE-1B-7B-0924 "Bitcoin is"
+  moe-run -m allenai/OLMoE-1B-7B-0924-Instruct --chat -i
+  git diff | moe-run --temperature 0.8 --seed 1
+  moe-run --json "import os" | jq .stats
+
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+"""
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from moerun import __version__
+
+        click.echo(f"moe-run {__version__}")
+        ctx.exit()
+
+
+def _check_cpu_kernels(name: str) -> None:
+    from moerun import build_info
+
+    names = ["auto", *build_info()["cpu_kernels"]["compiled"]]
+    if name not in names:
+        raise click.BadParameter(
+            f"{name!r} is not one of {', '.join(names)}.", param_hint="'--cpu-kernels'"
+        )
+
+
+def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function], _Function]:
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+@click.command(
+    name="moe-run",
+    cls=ToolCommand,
+    epilog=_EPILOG,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+)
+@click.argument("prompt", required=False)
+@_option("Prompt", "-f", "--file", metavar="FILE", help="Read the prompt from FILE (- for stdin).")
+@_option("Prompt", "-i", "--interactive", is_flag=True, help="Answer line after line.")
+@_option("Prompt", "--chat", is_flag=True, help="Use the model's chat template.")
+@_option("Prompt", "--system", metavar="TEXT", help="System message of the chat.")
+@_option(
+    "Model",
+    "-m",
+    "--model",
+    metavar="MODEL",
+    help="Directory or Hugging Face repository id.  [default: the shipped tiny-olmoe]",
+)
+@_option(
+    "Model",
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where the model runs.",
+)
+@_option(
+    "Model",
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: one a core]",
+)
+@_option(
+    "Model",
+    "--context-length",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Most tokens of prompt and answer together.  [default: what the model allows]",
+)
+@_option(
+    "Model",
+    "--cpu-kernels",
+    metavar="NAME",
+    default="auto",
+    help="Kernels for a kind of CPU; auto takes the fastest that this one runs.",
+)
+@_option(
+    "Generation",
+    "-n",
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=128,
+    help="Most tokens to generate.",
+)
+@_option(
+    "Generation",
+    "--temperature",
+    metavar="X",
+    type=FiniteFloat(min=0),
+    default=0.0,
+    help="Above 0, sample instead of taking the likeliest token.",
+)
+@_option(
+    "Generation",
+    "--top-k",
+    metavar="K",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Sample among the k likeliest tokens; 0 for all.",
+)
+@_option(
+    "Generation",
+    "--top-p",
+    metavar="P",
+    type=FiniteFloat(min=0, max=1, min_open=True),
+    default=1.0,
+    help="Sample among the likeliest tokens that together have this probability.",
+)
+@_option(
+    "Generation",
+    "--min-p",
+    metavar="P",
+    type=FiniteFloat(min=0, max=1),
+    default=0.0,
+    help="Leave out tokens less likely than this share of the likeliest one.",
+)
+@_option(
+    "Generation",
+    "--repetition-penalty",
+    metavar="X",
+    type=FiniteFloat(min=0, min_open=True),
+    default=1.0,
+    help="Above 1, tokens that are already there become less likely.",
+)
+@_option(
+    "Generation",
+    "--seed",
+    type=click.IntRange(min=0, max=2**64 - 1),
+    show_default="a random one, which is reported",
+    metavar="N",
+    help="Same seed, same text.",
+)
+@_option(
+    "Generation",
+    "--stop",
+    metavar="TEXT",
+    multiple=True,
+    help="End when this text has been written; may be given more than once.",
+)
+@_option("Generation", "--ignore-eos", is_flag=True, help="Go on when the model ends its text.")
+@_option(
+    "Output", "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
+@_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing lines.")
+@_option(
+    "Other",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+def main(
+    prompt: str | None,
+    file: str | None,
+    interactive: bool,
+    chat: bool,
+    system: str | None,
+    model: str | None,
+    device: str,
+    threads: int | None,
+    context_length: int | None,
+    cpu_kernels: str,
+    as_json: bool,
+    quiet: bool,
+    **generation: Any,
+) -> None:
+    """Continue PROMPT with a Mixture-of-Experts model.
+
+    Without PROMPT and without --file, the prompt is read from standard input; at a terminal, a
+    built-in one is used. The text goes to standard output, everything else to standard error.
+    """
+    if prompt is not None and file is not None:
+        raise click.UsageError("PROMPT and --file exclude each other.")
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat.")
+    if interactive and as_json:
+        raise click.UsageError("--interactive and --json exclude each other.")
+    if any(not text for text in generation["stop"]):
+        raise click.UsageError("--stop needs a text that is not empty.")
+
+    _check_cpu_kernels(cpu_kernels)
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
+
+    # Imported here, so that --help and wrong usage answer at once.
+    from moerun.hub import resolve_model
+
+    from moerun_tools.conversation import Conversation
+    from moerun_tools.interactive import converse
+    from moerun_tools.loading import load_model
+    from moerun_tools.prompt import checked_text, read_prompt
+
+    if system is not None:
+        checked_text(system, "--system")
+    text = read_prompt(prompt, file) if prompt is not None or file is not None else None
+    directory = resolve_model(model)  # before standard input, which may take long to end
+    if text is None and not interactive:
+        text = read_prompt(None, None)
+    with load_model(
+        directory,
+        quiet,
+        device=device,
+        threads=threads,
+        context_length=context_length,
+        cpu_kernels=cpu_kernels,
+    ) as loaded:
+        conversation = Conversation(loaded, chat, system)
+        if interactive:
+            converse(loaded, conversation, text, quiet, "moe-run", **generation)
+        else:
+            assert text is not None
+            _run_once(loaded, conversation, text, not chat, as_json, quiet, generation)
+
+
+def _run_once(
+    model: Any,
+    conversation: Any,
+    text: str,
+    echo: bool,
+    as_json: bool,
+    quiet: bool,
+    generation: dict[str, Any],
+) -> None:
+    """Answer one prompt: text as it is made, or one JSON object at the end."""
+    from moerun_tools.answer import Answer
+    from moerun_tools.report import json_object, memory_line, speed_line
+
+    prompt_token_ids = conversation.ask(text)
+    answer = Answer(model, prompt_token_ids, **generation)
+    if as_json:
+        for _ in answer:
+            pass
+        write_out(json_object(answer.text, answer.token_ids, prompt_token_ids, model.stats()))
+        return
+    if echo:
+        write_out(text)
+    for piece in answer:
+        write_out(piece)
+    write_out("\n")
+    if not quiet:
+        click.echo(speed_line(model.stats()), err=True)
+        click.echo(memory_line(model.stats()), err=True)
+
+
+if __name__ == "__main__":
+    main(prog_name="moe-run")
