@@ -239,8 +239,8 @@ TEST("config: what is not a number in range is refused by name") {
   for (const char* key : {"vocab_size", "num_hidden_layers", "num_attention_heads", "num_experts",
                           "num_experts_per_tok", "intermediate_size", "num_key_value_heads",
                           "max_position_embeddings", "eos_token_id"}) {
-    refuses(family("olmoe", "\"" + std::string(key) + R"(":4611686018427387904)"),
-            {"'" + std::string(key) + "'", "4611686018427387904", "expected a whole number"});
+    refuses(family("olmoe", message("\"", key, "\":4611686018427387904")),
+            {message("'", key, "'"), "4611686018427387904", "expected a whole number"});
   }
   refuses(family("olmoe", R"("tie_word_embeddings":1)"),
           {"'tie_word_embeddings'", "true or false"});

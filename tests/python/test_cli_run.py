@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import pty
@@ -5,6 +6,7 @@ import re
 import signal
 import struct
 import subprocess
+import termios
 import time
 
 import click
@@ -80,13 +82,16 @@ def test_quiet_leaves_standard_error_empty(run_cli):
 
 
 def test_text_is_utf_8_whatever_the_locale_says(run_cli):
-    env = offline_environment(LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
-    assert run_cli("-q", "-n", "1", "Größe 🙂", env=env).stdout.startswith("Größe 🙂")
+    for locale in ({"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        env = offline_environment(LC_ALL="C", **locale)
+        done = run_cli("-q", "-n", "1", "Größe 🙂".encode(), env=env)
+        assert done.stdout.startswith("Größe 🙂")
 
 
 def test_a_progress_bar_is_shown_at_a_terminal(default_path):
     def standard_error(*args):
         controller, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         done = subprocess.run(
             [*moe_run_command(), *args, "-n", "1", "import os"],
             stdin=subprocess.DEVNULL,
@@ -230,18 +235,15 @@ def test_the_end_of_text_token_can_be_ignored(run_cli, model_copy, greedy):
 
 
 def test_machine_options_reach_the_runtime(run_cli, greedy):
-    kernels = moerun.build_info()["cpu_kernels"]["compiled"][0]
-    value = as_json(
-        run_cli(
-            *["--json", "-n", "24", "--threads", "1", "--device", "cpu"],
-            *["--cpu-kernels", kernels, "--context-length", "40", "import os\n"],
-        )
-    )
+    room = 4
+    context_length = str(len(greedy["prompt_token_ids"]) + room)
+    options = ["--threads", "1", "--device", "cpu", "--cpu-kernels", "portable"]
+    value = as_json(run_cli("--json", *options, "--context-length", context_length, "import os\n"))
     assert value["stats"]["threads"] == 1
     assert value["stats"]["device"] == "cpu"
-    assert value["stats"]["cpu_kernels"] == kernels
-    kv_cache_bytes = [run["stats"]["memory"]["kv_cache_bytes"] for run in (value, greedy)]
-    assert kv_cache_bytes[0] < kv_cache_bytes[1]
+    assert value["stats"]["cpu_kernels"] == "portable"
+    assert value["stats"]["finish_reason"] == "context"
+    assert len(value["token_ids"]) == room
 
 
 @pytest.mark.parametrize(
@@ -404,104 +406,19 @@ def test_a_missing_file_is_named(run_cli, model_copy, missing):
     assert_failed(run_cli("-m", str(model_copy), "x"), missing, str(model_copy))
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"model_type": "llama"}, ["model_type", "llama", "olmoe", "mixtral"]),
-        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps"]),
-        ({"hidden_size": 10**15}, ["hidden_size"]),
-        ({"hidden_size": -192}, ["hidden_size"]),
-        ({"hidden_size": "many"}, ["hidden_size"]),
-        ({"num_experts": 2**62}, ["num_experts"]),
-        ({"num_experts_per_tok": 33}, ["num_experts_per_tok", "33"]),
-        ({"num_key_value_heads": 2}, ["num_key_value_heads"]),
-        ({"num_hidden_layers": 9}, ["model.layers.8"]),
-        ({"vocab_size": 4097}, ["model.embed_tokens.weight", "4097"]),
-        ({"intermediate_size": 65}, ["model.layers.0.mlp.experts.0", "65"]),
-        ({"rope_theta": None, "max_position_embeddings": 0}, ["max_position_embeddings"]),
-    ],
-)
-def test_a_configuration_that_lies_is_an_error_that_names_the_field(
-    run_cli, model_copy, changes, expected
-):
-    change_json(model_copy / "config.json", **changes)
-    assert_failed(run_cli("-m", str(model_copy), "x"), str(model_copy), *expected)
+def test_a_configuration_that_lies_is_one_paragraph(run_cli, model_copy):
+    change_json(model_copy / "config.json", num_experts_per_tok=33)
+    assert_failed(run_cli("-m", str(model_copy), "x"), "config.json", "num_experts_per_tok")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"model_type": 3}'])
-def test_a_configuration_that_is_no_json_object_is_named(run_cli, model_copy, content):
-    (model_copy / "config.json").write_bytes(content)
-    assert_failed(run_cli("-m", str(model_copy), "x"), str(model_copy / "config.json"))
+def test_damaged_weights_are_one_paragraph(run_cli, model_copy):
+    path = model_copy / "model.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+    assert_failed(run_cli("-m", str(model_copy), "x"), str(path))
 
 
 def test_a_corrupt_tokenizer_is_named(run_cli, model_copy):
     (model_copy / "tokenizer.json").write_text("{}")
     assert_failed(run_cli("-m", str(model_copy), "x"), str(model_copy / "tokenizer.json"))
-
-
-NORM = "model.layers.3.input_layernorm.weight"
-EMBED = "model.embed_tokens.weight"
-
-
-def change_entry(**changes):
-    return lambda header: header[NORM].update(changes)
-
-
-HEADERS = {
-    "a_missing_tensor": (lambda header: header.pop(NORM), [NORM]),
-    "a_wrong_dtype": (change_entry(dtype="I16"), [NORM, "I16"]),
-    "an_unknown_dtype": (change_entry(dtype="F13"), [NORM, "F13"]),
-    "a_wrong_shape": (change_entry(shape=[2, 96]), [NORM, "192"]),
-    "a_shape_of_other_bytes": (change_entry(shape=[191]), [NORM]),
-    "a_shape_that_overflows": (change_entry(shape=[2**40, 2**40]), [NORM]),
-    "offsets_behind_the_file": (change_entry(data_offsets=[2**50, 2**50 + 384]), [NORM]),
-    "offsets_that_overlap": (lambda h: h[NORM].update(data_offsets=h[EMBED]["data_offsets"]), []),
-    "offsets_backwards": (lambda h: h[NORM]["data_offsets"].reverse(), [NORM]),
-    "no_offsets": (lambda header: header[NORM].pop("data_offsets"), [NORM, "data_offsets"]),
-    "a_number_as_an_entry": (lambda header: header.update({NORM: 3}), [NORM]),
-}
-
-
-def read_header(path):
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(length)), length, os.path.getsize(path)
-
-
-@pytest.mark.parametrize("change", HEADERS)
-def test_a_header_that_lies_is_an_error_that_names_file_and_tensor(
-    run_cli, model_copy, default_path, change
-):
-    spoil, expected = HEADERS[change]
-    header, length, size = read_header(default_path / "model.safetensors")
-    spoil(header)
-    text = json.dumps(header).encode()
-    path = model_copy / "model.safetensors"
-    path.unlink()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + size - 8 - length)  # the data is zeros, and takes no room
-    assert_failed(run_cli("-m", str(model_copy), "x"), str(path), *expected)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda data: b"",
-        lambda data: data[:4],
-        lambda data: data[:1000],
-        lambda data: data[:-1],
-        lambda data: data + b"\0",
-        lambda data: struct.pack("<Q", 2**63) + data[8:],
-        lambda data: struct.pack("<Q", len(data)) + data[8:],
-        lambda data: struct.pack("<Q", 0) + data[8:],
-        lambda data: data[:8] + b"[" * 1000 + data[1008:],
-    ],
-    ids=["empty", "4_bytes", "1000_bytes", "a_byte_short", "a_byte_long"]
-    + ["huge_header", "header_as_long_as_the_file", "no_header", "header_no_object"],
-)
-def test_a_damaged_file_of_weights_is_named(run_cli, model_copy, default_path, spoil):
-    path = model_copy / "model.safetensors"
-    path.unlink()
-    path.write_bytes(spoil((default_path / "model.safetensors").read_bytes()))
-    assert_failed(run_cli("-m", str(model_copy), "x"), str(path))

@@ -248,6 +248,13 @@ def test_several_models_run_side_by_side(default_path, model, prompt, greedy):
     assert list(model.generate(prompt, max_new_tokens=3)) == greedy[:3]
 
 
+def test_several_generations_of_one_model_run_side_by_side(model, prompt, greedy):
+    first = model.generate(prompt, max_new_tokens=12)
+    second = model.generate(prompt[:4], max_new_tokens=12)
+    alone = list(model.generate(prompt[:4], max_new_tokens=12))
+    assert list(zip(first, second, strict=True)) == list(zip(greedy[:12], alone, strict=True))
+
+
 def test_logits_are_bit_identical_for_any_number_of_threads(default_path, model, prompt):
     expected = model.forward(prompt)
     for threads in (1, 3):

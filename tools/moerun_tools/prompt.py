@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
 
     Raises:
         FileError: the file cannot be read.
-        FormatError: the file or standard input is not UTF-8.
-        InvalidArgumentError: the prompt is empty or not UTF-8.
+        FormatError: the prompt is not UTF-8.
+        InvalidArgumentError: the prompt is empty.
     """
     if prompt is not None:
         text, where = checked_text(prompt, "PROMPT"), "PROMPT"
@@ -59,14 +60,8 @@ def read_line() -> str | None:
 
 
 def checked_text(text: str, where: str) -> str:
-    """Return `text` if it is valid UTF-8; the system hands wrong bytes over as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"{where} is not valid UTF-8: character {error.start} is a broken one"
-        ) from None
-    return text
+    """Return what the command line or a terminal gave as UTF-8, whatever the locale says."""
+    return decode_text(os.fsencode(text), where)
 
 
 def decode_text(data: bytes, where: str) -> str:

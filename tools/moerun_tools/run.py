@@ -213,8 +213,8 @@ def main(
     from moerun_tools.loading import load_model
     from moerun_tools.prompt import checked_text, read_prompt
 
-    if system is not None:
-        checked_text(system, "--system")
+    system = None if system is None else checked_text(system, "--system")
+    generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]]
     text = read_prompt(prompt, file) if prompt is not None or file is not None else None
     directory = resolve_model(model)  # before standard input, which may take long to end
     if text is None and not interactive:
