@@ -15,13 +15,18 @@ constexpr std::size_t kConvertFromTokens = 2 * Simd::kDotTokens;
 using V = Simd::V;
 constexpr std::size_t W = Simd::kWidth;
 
-// acc[r][t] += rows[r] . xs[t] over elements [0, k).
-template <int R, int T, typename Weight>
+// acc[r][t] += rows[r] . xs[t] over elements [0, k). Meanwhile the A rows that come next are asked
+// for: the hardware's prefetcher stops at every 4 KiB page, which is about one row.
+template <int R, int T, int A = 0, typename Weight>
 inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
                                                     const float* const* xs, std::size_t k,
-                                                    V (&acc)[R][T]) {
+                                                    V (&acc)[R][T],
+                                                    const Weight* const* ahead = nullptr) {
   const Weight* w[R];
   const float* x[T];
+  const Weight* next[A + 1];
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a) next[a] = ahead[a];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) w[r] = rows[r];
 #pragma GCC unroll 8
@@ -30,6 +35,8 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
     typename Simd::template DotWeight<Weight> wv[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) wv[r].load(w[r] + i);
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) __builtin_prefetch(next[a] + i, 0, 2);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       typename Simd::template DotInput<Weight> xv;
@@ -40,16 +47,17 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
   }
 }
 
-template <int R, int T, typename Weight>
+template <int R, int T, int A = 0, typename Weight>
 inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, std::size_t k,
-                           float* const* outs, std::size_t first_row) {
+                           float* const* outs, std::size_t first_row,
+                           const Weight* const* ahead = nullptr) {
   V acc[R][T];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) acc[r][t] = Simd::zero();
   }
-  dot_tile<R, T>(rows, xs, k, acc);
+  dot_tile<R, T, A>(rows, xs, k, acc, ahead);
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
@@ -62,8 +70,11 @@ template <int T, typename Weight>
 void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                   const float* const* xs, float* const* outs) {
   // One token leaves registers for more rows, and needs them: one row's additions form a chain.
-  constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : (T <= 2 ? Simd::kDotRows : Simd::kDotRows);
+  constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : Simd::kDotRows;
   std::size_t r = 0;
+  for (; r + 2 * kRows <= num_rows; r += kRows) {
+    dot_tile_whole<kRows, T, kRows>(rows + r, xs, k, outs, r, rows + r + kRows);
+  }
   for (; r + kRows <= num_rows; r += kRows) dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r);
   for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
 }
@@ -97,6 +108,33 @@ void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_
   }
 }
 
+// Asks for `row_bytes` bytes of each of some rows, a few lines at a time between tiles of work, so
+// that memory delivers while the arithmetic goes on.
+struct RowPrefetcher {
+  const std::byte* const* rows = nullptr;
+  std::size_t num_rows = 0;
+  std::size_t row_bytes = 0;
+  std::size_t lines_per_call = 0;
+  std::size_t row = 0;
+  std::size_t offset = 0;
+
+  static RowPrefetcher over(const std::byte* const* rows, std::size_t num_rows,
+                            std::size_t row_bytes, std::size_t num_calls) {
+    const std::size_t lines = num_rows * ((row_bytes + 63) / 64);
+    return {rows, num_rows, row_bytes, (lines + num_calls - 1) / num_calls};
+  }
+  void step() {
+    for (std::size_t line = 0; line < lines_per_call && row < num_rows; ++line) {
+      __builtin_prefetch(rows[row] + offset, 0, 2);
+      offset += 64;
+      if (offset >= row_bytes) {
+        offset = 0;
+        ++row;
+      }
+    }
+  }
+};
+
 // Where the blocked path keeps what it reuses; see dot_rows_blocked.
 struct DotScratch {
   float weights[kBlockRows * kBlockK];               // one block of rows as float32
@@ -124,40 +162,50 @@ inline void dot_tile_resumed(const Weight* const* rows, const float* const* xs, 
 
 template <int T, typename Weight>
 void dot_block_tokens(const Weight* const* rows, std::size_t num_rows, const float* const* xs,
-                      std::size_t k, float* lanes, bool first) {
+                      std::size_t k, float* lanes, bool first, RowPrefetcher& prefetcher) {
   std::size_t r = 0;
   for (; r + Simd::kDotRows <= num_rows; r += Simd::kDotRows) {
+    prefetcher.step();
     dot_tile_resumed<Simd::kDotRows, T>(rows + r, xs, k, lanes + r * W, first);
   }
   for (; r < num_rows; ++r) dot_tile_resumed<1, T>(rows + r, xs, k, lanes + r * W, first);
 }
 
-// Many tokens, at most kBlockRows rows: a block of the rows, kBlockK elements wide, is converted
+// Many tokens, at most kBlockRows rows; rows_after[r] is what will be read next, one per row: a block of the rows, kBlockK elements wide, is converted
 // once and stays in cache while all tokens pass; the lanes wait in memory between blocks.
 template <typename Weight>
 void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                       const float* const* xs, float* const* outs, std::size_t num_tokens,
-                      DotScratch& scratch) {
+                      DotScratch& scratch, const std::byte* const* rows_after) {
   const float* x[kMaxTokens];
   typename Simd::template BlockedWeight<Weight> const* block[kBlockRows];
+  const std::byte* next[kBlockRows];
+  const std::size_t num_calls =
+      (num_rows / Simd::kDotRows + 1) * (num_tokens / Simd::kDotTokens + 1);
   for (std::size_t k0 = 0; k0 < k; k0 += kBlockK) {
     const std::size_t width = k - k0 < kBlockK ? k - k0 : kBlockK;
     for (std::size_t r = 0; r < num_rows; ++r) {
       block[r] = Simd::to_block(rows[r] + k0, scratch.weights + r * kBlockK, width);
+      next[r] = k0 + width < k ? reinterpret_cast<const std::byte*>(rows[r] + k0 + width)
+                               : rows_after[r];
     }
+    const std::size_t next_width = k0 + width < k && k - k0 - width < kBlockK ? k - k0 - width
+                                                                              : kBlockK;
+    auto prefetcher =
+        RowPrefetcher::over(next, num_rows, next_width * sizeof(Weight), num_calls);
     for (std::size_t t = 0; t < num_tokens; ++t) x[t] = xs[t] + k0;
     const bool first = k0 == 0;
     for (std::size_t t = 0; t < num_tokens;) {
       float* lanes = scratch.accumulators + t * kBlockRows * W;
       const std::size_t left = num_tokens - t;
       if (left >= Simd::kDotTokens) {
-        dot_block_tokens<Simd::kDotTokens>(block, num_rows, x + t, width, lanes, first);
+        dot_block_tokens<Simd::kDotTokens>(block, num_rows, x + t, width, lanes, first, prefetcher);
         t += Simd::kDotTokens;
       } else if (left >= 3) {
-        dot_block_tokens<3>(block, num_rows, x + t, width, lanes, first);
+        dot_block_tokens<3>(block, num_rows, x + t, width, lanes, first, prefetcher);
         t += 3;
       } else {
-        dot_block_tokens<1>(block, num_rows, x + t, width, lanes, first);
+        dot_block_tokens<1>(block, num_rows, x + t, width, lanes, first, prefetcher);
         t += 1;
       }
     }
@@ -173,11 +221,11 @@ void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size
 template <typename Weight>
 void dot_rows(const Weight* const* rows, std::size_t num_rows, std::size_t k,
               const float* const* xs, float* const* outs, std::size_t num_tokens,
-              DotScratch& scratch) {
+              DotScratch& scratch, const std::byte* const* rows_after) {
   if (num_tokens < kConvertFromTokens) {
     dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens);
   } else {
-    dot_rows_blocked(rows, num_rows, k, xs, outs, num_tokens, scratch);
+    dot_rows_blocked(rows, num_rows, k, xs, outs, num_tokens, scratch, rows_after);
   }
 }
 
@@ -186,13 +234,15 @@ void dot_typed(const std::byte* data, std::size_t row_stride, std::size_t num_ro
                const float* const* xs, float* const* outs, std::size_t num_tokens,
                DotScratch& scratch) {
   const Weight* rows[kBlockRows];
+  const std::byte* rows_after[kBlockRows];
   float* shifted[kMaxTokens];
   for (std::size_t r0 = 0; r0 < num_rows; r0 += kBlockRows) {
     const std::size_t count = num_rows - r0 < kBlockRows ? num_rows - r0 : kBlockRows;
     for (std::size_t r = 0; r < count; ++r) {
       rows[r] = reinterpret_cast<const Weight*>(data + (r0 + r) * row_stride);
+      rows_after[r] = data + (r0 + count + r) * row_stride;
     }
     for (std::size_t t = 0; t < num_tokens; ++t) shifted[t] = outs[t] + r0;
-    dot_rows(rows, count, k, xs, shifted, num_tokens, scratch);
+    dot_rows(rows, count, k, xs, shifted, num_tokens, scratch, rows_after);
   }
 }

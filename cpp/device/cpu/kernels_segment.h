@@ -84,10 +84,11 @@ void sum_rows(const Weight* rows, std::size_t row_stride, std::size_t num_rows, 
 template <typename Weight>
 void sum_rows_converted(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
                         std::size_t n, const float* const* weights, float* const* outs,
-                        std::size_t num_tokens, bool accumulate) {
+                        std::size_t num_tokens, bool accumulate, RowPrefetcher& prefetcher) {
   alignas(64) float tile[kMaxQuantum * kSumColumns];
   for (std::size_t column = 0; column < n; column += kSumColumns) {
     const std::size_t width = n - column < kSumColumns ? n - column : kSumColumns;
+    prefetcher.step();
     for (std::size_t j = 0; j < num_rows; ++j) {
       for (std::size_t c = 0; c < width; c += W) {
         Simd::store(tile + j * kSumColumns + c, Simd::load(rows + j * row_stride + column + c));
@@ -131,7 +132,13 @@ void quantum_one_token(const Weight* records, std::size_t num_records, std::size
     }
     alignas(64) float products[2 * kMaxQuantum];
     float* out = products;
-    dot_rows_few<1>(rows, 2 * count, hidden, &x, &out);
+    const Weight* down_rows[kGroupRecords];
+    for (std::size_t i = 0; i < count; ++i) down_rows[i] = group + (i * 3 + 2) * hidden;
+    if (count == kGroupRecords) {
+      dot_tile_whole<2 * kGroupRecords, 1, kGroupRecords>(rows, &x, hidden, &out, 0, down_rows);
+    } else {
+      dot_rows_few<1>(rows, 2 * count, hidden, &x, &out);
+    }
     for (std::size_t i = 0; i < count; ++i) {
       gate_up[0][i] = products[i];
       gate_up[1][i] = products[count + i];
@@ -144,8 +151,14 @@ void quantum_one_token(const Weight* records, std::size_t num_records, std::size
       const V a1 = Simd::set1(a[1]);
       const V a2 = Simd::set1(a[2]);
       const V a3 = Simd::set1(a[3]);
+      const Weight* next = group + kGroupRecords * 3 * hidden;  // asked for meanwhile
       for (std::size_t h = 0; h < hidden; h += W) {
         V sum = i0 == 0 ? Simd::zero() : Simd::load(target + h);
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < kGroupRecords; ++i) {
+          __builtin_prefetch(next + i * 3 * hidden + h, 0, 2);
+          __builtin_prefetch(next + (i * 3 + 1) * hidden + h, 0, 2);
+        }
         sum = Simd::fma(a0, Simd::load(down + h), sum);
         sum = Simd::fma(a1, Simd::load(down + 3 * hidden + h), sum);
         sum = Simd::fma(a2, Simd::load(down + 6 * hidden + h), sum);
@@ -190,7 +203,18 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
     products[t] = scratch.gate_up[t];
     activated[t] = scratch.activated[t];
   }
-  dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot);
+  // While the last products are formed, the down rows are asked for; while
+  // those are summed, the first gate and up rows of what follows in memory.
+  const Weight* down = records + 2 * hidden;
+  const std::byte* down_rows[2 * kMaxQuantum];
+  const std::byte* following[2 * kMaxQuantum];
+  for (std::size_t r = 0; r < 2 * num_records; ++r) {
+    const std::size_t half = r < num_records || hidden <= kBlockK ? 0 : kBlockK;
+    down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden + half);
+    following[r] = reinterpret_cast<const std::byte*>(
+        records + ((num_records + r / 2) * 3 + r % 2) * hidden);
+  }
+  dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
   for (std::size_t t = 0; t < num_tokens; ++t) {
     alignas(64) float gate[kMaxQuantum] = {};
     alignas(64) float up[kMaxQuantum] = {};
@@ -200,12 +224,14 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
     }
     silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
   }
-  const Weight* down = records + 2 * hidden;
   if (num_tokens <= Simd::kSumTokens) {
     sum_rows(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate);
   } else {
+    const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
+    auto prefetcher = RowPrefetcher::over(following, 2 * num_records, row_bytes,
+                                          hidden / kSumColumns + 1);
     sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens,
-                       accumulate);
+                       accumulate, prefetcher);
   }
 }
 

@@ -1,0 +1,68 @@
+"""The C interface through ctypes, against the pybind11 module."""
+
+import numpy as np
+import pytest
+
+import moerun
+from moerun import capi, errors
+
+PROMPT = [5, 17, 300, 42, 7]
+
+
+@pytest.fixture(scope="module")
+def c_model():
+    with capi.Model(moerun.default_model(), threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def model():
+    with moerun.Model.load(threads=2) as loaded:
+        yield loaded
+
+
+def test_the_c_library_has_the_version_of_the_package():
+    assert capi.version() == moerun.__version__
+
+
+def test_both_bindings_give_the_same_logits(c_model, model):
+    assert np.array_equal(c_model.forward(PROMPT), model.forward(PROMPT))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_both_bindings_give_the_same_tokens(c_model, model, temperature):
+    options = {"max_new_tokens": 40, "temperature": temperature, "top_k": 50, "seed": 11}
+    assert list(c_model.generate(PROMPT, **options)) == list(model.generate(PROMPT, **options))
+
+
+def test_a_generation_outlives_its_model():
+    model = capi.Model(moerun.default_model())
+    tokens = model.generate(PROMPT, max_new_tokens=5, stop_token_ids=[])
+    model.close()
+    assert len(list(tokens)) == 5
+
+
+def test_stats_are_counted(c_model):
+    list(c_model.generate(PROMPT, max_new_tokens=3, stop_token_ids=[]))
+    stats = c_model.stats()
+    assert stats["prompt_tokens"] == len(PROMPT)
+    assert stats["generated_tokens"] == 3
+
+
+def test_errors_carry_the_text_of_the_library(c_model, tmp_path):
+    with pytest.raises(errors.FileError, match=str(tmp_path)):
+        capi.Model(tmp_path)
+    with pytest.raises(errors.InvalidArgumentError, match="at least one"):
+        c_model.forward([])
+    with pytest.raises(errors.InvalidArgumentError, match="4096"):
+        c_model.generate([4096])
+    with pytest.raises(errors.InvalidArgumentError, match="temperature"):
+        c_model.generate(PROMPT, temperature=-1.0)
+
+
+def test_a_closed_model_is_refused():
+    model = capi.Model(moerun.default_model())
+    model.close()
+    model.close()
+    with pytest.raises(errors.InvalidArgumentError, match="model"):
+        model.stats()
