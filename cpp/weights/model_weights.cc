@@ -92,7 +92,7 @@ class WeightsBuilder {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       const TensorRef ref = require(tensors[i], {lengths[i]});
       plan_.add_rows({ref.file, ref.info->offset, *ref.info->dtype, 1, lengths[i]},
-                     {reinterpret_cast<std::byte*>(data), 0, DType::f32});
+                     {reinterpret_cast<std::byte*>(data), lengths[i] * sizeof(float), DType::f32});
       data += lengths[i];
     }
     return weights_.vectors_[weights_.vectors_.size() - 1].data();

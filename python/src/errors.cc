@@ -1,5 +1,6 @@
 #include "base/error.h"
 
+#include <cstring>
 #include <exception>
 
 #include "bindings.h"
@@ -10,7 +11,10 @@ namespace {
 // The exception classes are Python's own (moerun/errors.py), so that they can have two bases.
 void raise(const char* class_name, const char* text) {
   const py::object type = py::module_::import("moerun.errors").attr(class_name);
-  PyErr_SetString(type.ptr(), text);
+  // A message may quote what is not UTF-8: a path, a field of a damaged file.
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(std::strlen(text)), "replace"));
+  if (message) PyErr_SetObject(type.ptr(), message.ptr());
 }
 
 void translate(std::exception_ptr pointer) {

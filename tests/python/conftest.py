@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import moerun
 import pytest
 from hypothesis import settings
+
+import moerun
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -22,7 +23,8 @@ def moe_run_command():
 
 
 def offline_environment(**variables):
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "", **variables}
+    plain = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "", "PYTHONUNBUFFERED": ""}
+    return {**os.environ, **plain, **variables}
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from conftest import change_json
+
 from moerun import Model, errors
 
 

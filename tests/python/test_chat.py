@@ -2,6 +2,7 @@ import json
 from datetime import datetime
 
 import pytest
+
 from moerun import errors
 from moerun.chat import ChatTemplate
 

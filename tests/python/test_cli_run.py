@@ -8,11 +8,15 @@ import struct
 import subprocess
 import termios
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
-import moerun
 import pytest
 from conftest import change_json, moe_run_command, offline_environment
+
+import moerun
+from moerun_tools.answer import Answer
 from moerun_tools.prompt import BUILT_IN_PROMPT
 from moerun_tools.run import main
 
@@ -109,6 +113,14 @@ def test_a_progress_bar_is_shown_at_a_terminal(default_path):
 
     assert "loading" in standard_error()
     assert standard_error("-q") == "|"
+
+
+def test_an_answer_that_ends_inside_a_character_says_so(tokenizer):
+    token_ids = tokenizer.encode("a🙃")[:-1]
+    model = SimpleNamespace(tokenizer=tokenizer, generate=lambda prompt: iter(token_ids))
+    answer = Answer(model, [1])
+    assert "".join(answer) == answer.text == "a\ufffd"
+    assert answer.token_ids == token_ids
 
 
 # Where the prompt comes from
@@ -292,6 +304,26 @@ def test_chat_renders_the_template_and_prints_only_the_answer(run_cli, chat_copy
     assert run_cli("-q", *options).stdout == value["text"] + "\n"
 
 
+def test_chat_adds_no_special_tokens_to_those_of_the_template(run_cli, chat_copy):
+    begin = {"SpecialToken": {"id": "<|pad|>", "type_id": 0}}
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    tokens = {"<|pad|>": {"id": "<|pad|>", "ids": [1], "tokens": ["<|pad|>"]}}
+    change_json(
+        Path(chat_copy, "tokenizer.json"),
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [begin, sequence],
+            "pair": [begin, sequence],
+            "special_tokens": tokens,
+        },
+    )
+    options = ["--json", "-n", "1", "-m", chat_copy, "Hello"]
+    plain = as_json(run_cli(*options))["prompt_token_ids"]
+    chat = as_json(run_cli("--chat", *options))["prompt_token_ids"]
+    assert plain[0] == 1
+    assert 1 not in chat
+
+
 def test_chat_without_a_template_says_that_the_model_has_none(run_cli):
     assert_failed(run_cli("--chat", "Hello"), "no chat template", "tokenizer_config.json")
 
@@ -336,22 +368,21 @@ def start(*args):
     )
 
 
-def test_ctrl_c_ends_an_answer_but_not_the_conversation():
-    with start("-i", "-q", "--ignore-eos", "-n", "1000") as process:
-        process.stdin.write(b"import os\n")
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        first = os.read(process.stdout.fileno(), 100000)
-        process.stdin.write(b"import sys\n")
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+def test_ctrl_c_ends_an_answer_but_not_the_conversation(model, tokenizer):
+    whole = model.generate(tokenizer.encode("import os"), 1000, ignore_eos=True)
+    whole_length = len(tokenizer.decode(list(whole)))
+    with start("-i", "--ignore-eos", "-n", "1000") as process:
+        assert b"Ctrl-C" in process.stderr.readline()
+        for _ in range(2):
+            process.stdin.write(b"import os\n")
+            first = process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline().startswith(b"load ")  # the answer is over
+            answer = first + os.read(process.stdout.fileno(), 100000)
+            assert answer.endswith(b"\n")
+            assert len(answer) < whole_length // 2
         rest, error = process.communicate(b"exit\n", timeout=60)
-        assert process.returncode == 0, error
-        assert first.endswith(b"\n")
-        assert rest.endswith(b"\n")
-        assert error == b""
+        assert (process.returncode, rest, error) == (0, b"", b"")
 
 
 # Interruptions and outputs that fail

@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 from conftest import offline_environment
 from huggingface_hub import errors as hub_errors
+
 from moerun import errors
 from moerun.hub import default_model, resolve_model
 

@@ -1,12 +1,15 @@
 import array
 import itertools
 import math
+from types import SimpleNamespace
 
-import moerun
 import numpy as np
 import pytest
 from conftest import change_json
+
+import moerun
 from moerun import Model, errors
+from moerun.generation import StopStrings
 
 PROMPT = '# Licensed under the Apache License, Version 2.0 (the "License");\n'
 
@@ -198,6 +201,21 @@ def test_a_stop_string_ends_the_text_with_the_token_that_completes_it(model, tok
         assert needle in tokenizer.decode(tokens)
         assert needle not in tokenizer.decode(tokens[:-1])
         assert generation.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stops", [["caab"], ["xyzxyzxyz", "aab"], ["d"], ["abcaabcd"], ["none"]])
+def test_a_stop_string_is_seen_however_tokens_cut_it(stops):
+    whole = "abcaabcd"
+    for cuts in itertools.product(["", " "], repeat=len(whole) - 1):
+        marked = "".join(itertools.chain(*zip(whole, [*cuts, ""], strict=True)))
+        pieces = ["", *marked.split()]
+        watched = StopStrings(stops, SimpleNamespace(push=pieces.__getitem__))
+        for idx in range(len(pieces)):
+            text = "".join(pieces[: idx + 1])
+            found = any(stop in text for stop in stops)
+            assert watched.push(idx) == found
+            if found:
+                break
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(model, prompt):

@@ -4,9 +4,10 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
 from moerun import Tokenizer, errors
 from moerun.detokenizer import Detokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 TEXTS = [
     "",

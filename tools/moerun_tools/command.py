@@ -90,7 +90,9 @@ def write_out(text: str) -> None:
     if sys.stdout is None:
         raise FileError("standard output is closed")
     try:
-        sys.stdout.buffer.write(text.encode())
+        data = text.encode()
+        while data:  # unbuffered (python -u), a write may take only a part
+            data = data[sys.stdout.buffer.write(data) :]
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import click
+
 from moerun import Model
 from moerun.errors import MoerunError
-
 from moerun_tools.answer import Answer
 from moerun_tools.command import show_error, write_out
 from moerun_tools.conversation import Conversation

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moerun import Model
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+from moerun import Model
 
 
 def load_model(directory: Path, quiet: bool, **options: Any) -> Model:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
 
 # Used when there is no prompt and nobody pipes one in. The shipped model knows how this goes on.

@@ -207,7 +207,6 @@ def main(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun.hub import resolve_model
-
     from moerun_tools.conversation import Conversation
     from moerun_tools.interactive import converse
     from moerun_tools.loading import load_model

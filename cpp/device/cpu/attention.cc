@@ -43,8 +43,6 @@ void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
     float* q = qkv.row(t);
     float* k = q + q_size;
     float* v = k + kv_size;
-    if (rotary.clip > 0) clamp_all(q, q_size + 2 * kv_size, rotary.clip);
-
     const auto normalise = [&](const NormWeights& weights, float* x, std::size_t n) {
       std::fill(std::copy(x, x + n, row), row + padded(n), 0.0f);
       kernels_.rms_norm(row, weights.weight, weights.eps, normed, n);
@@ -59,6 +57,8 @@ void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
       normalise(rotary.q_norm, q, q_size);
       normalise(rotary.k_norm, k, kv_size);
     }
+
+    if (rotary.clip > 0) clamp_all(q, q_size + 2 * kv_size, rotary.clip);
 
     const std::size_t position = first_position + t;
     for (std::size_t i = 0; i < half; ++i) {

@@ -1,0 +1,133 @@
+"""Builds and runs the C++ tests, then uses the installed CMake package as a stranger would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "pytest-cpp"
+MAX_SHOWN = 8000  # characters of a failed command's output
+
+
+def test_names():
+    """What the TEST("...") lines of the sources name, so that collecting needs no build."""
+    names = []
+    for path in sorted((ROOT / "tests" / "cpp").glob("*.cc")):
+        names += re.findall(r'^TEST\(\s*"([^"]+)"\s*\)', path.read_text(), re.MULTILINE)
+    return sorted(names)
+
+
+test_names.__test__ = False
+
+
+def tool(name):
+    """The tool that pip put beside this Python, or the system's."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} was not found; install it with: pip install {name}"
+    return found
+
+
+def run(*command, **options):
+    done = subprocess.run(
+        list(map(str, command)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+        **options,
+    )
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-MAX_SHOWN:]}"
+    return done.stdout
+
+
+def configure(source, build, *definitions):
+    run(
+        tool("cmake"),
+        *("-S", source),
+        *("-B", build),
+        *("-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        *definitions,
+    )
+
+
+@pytest.fixture(scope="session")
+def cpp_build():
+    """The build folder; it is kept, so that the next run compiles only what has changed."""
+    configure(ROOT, BUILD, "-DMOERUN_TESTS=ON", f"-DPython_EXECUTABLE={sys.executable}")
+    run(tool("cmake"), "--build", BUILD, "-j", os.cpu_count() or 1)
+    return BUILD
+
+
+@pytest.fixture(scope="session")
+def cpp_tests(cpp_build):
+    return cpp_build / "tests" / "cpp" / "moerun_tests"
+
+
+def test_every_cpp_test_is_known_here(cpp_tests):
+    assert run(cpp_tests, "--list").splitlines() == test_names()
+
+
+@pytest.mark.parametrize("name", test_names())
+def test_cpp(cpp_tests, name, tmp_path):
+    run(cpp_tests, name, cwd=tmp_path)
+
+
+CONSUMER_CMAKE = """
+cmake_minimum_required(VERSION 3.24)
+project(consumer LANGUAGES C CXX)
+find_package(moerun 0.1 REQUIRED)
+add_executable(consumer_c main.c)
+target_link_libraries(consumer_c PRIVATE moerun::capi)
+add_executable(consumer_cpp main.cc)
+target_link_libraries(consumer_cpp PRIVATE moerun::moerun)
+"""
+
+CONSUMER_C = """
+#include <moerun.h>
+#include <stdio.h>
+
+int main(void) {
+  moerun_model* model = 0;
+  if (moerun_open("/nonexistent", 0, &model) != MOERUN_FILE_ERROR) return 1;
+  printf("%s\\n%s\\n", moerun_version(), moerun_last_error());
+  moerun_close(model);
+  return 0;
+}
+"""
+
+CONSUMER_CPP = """
+#include <iostream>
+
+#include "base/version.h"
+#include "device/cuda_query.h"
+
+int main() {
+  const moerun::CudaInfo cuda = moerun::query_cuda();
+  std::cout << moerun::version() << "\\n" << (cuda.available ? "" : cuda.reason) << "\\n";
+}
+"""
+
+
+def test_the_installed_package_serves_c_and_cpp_programs(cpp_build, tmp_path):
+    prefix = tmp_path / "prefix"
+    run(tool("cmake"), "--install", cpp_build, "--prefix", prefix)
+    source = tmp_path / "consumer"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(CONSUMER_CMAKE)
+    (source / "main.c").write_text(CONSUMER_C)
+    (source / "main.cc").write_text(CONSUMER_CPP)
+    configure(source, tmp_path / "build", f"-Dmoerun_ROOT={prefix}")
+    run(tool("cmake"), "--build", tmp_path / "build")
+
+    version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    c_output = run(tmp_path / "build" / "consumer_c").splitlines()
+    assert c_output[0] == version
+    assert "/nonexistent" in c_output[1]
+    assert run(tmp_path / "build" / "consumer_cpp").splitlines()[0] == version
