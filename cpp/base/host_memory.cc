@@ -23,8 +23,8 @@ HostMemory::HostMemory(std::size_t bytes, std::string_view what) {
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) {
-    throw OutOfMemory(message("cannot get ", bytes, " bytes of memory for ", what, ": ",
-                              std::strerror(errno)));
+    throw OutOfMemory(
+        message("cannot get ", bytes, " bytes of memory for ", what, ": ", std::strerror(errno)));
   }
   data_ = static_cast<std::byte*>(address);
   size_ = bytes;

@@ -30,9 +30,12 @@ class ThreadPool {
   template <typename Body>
   void parallel_for(std::size_t num_items, Body&& body) {
     using Decayed = std::remove_reference_t<Body>;
-    run(num_items, [](void* context, std::size_t item, int worker) {
-      (*static_cast<Decayed*>(context))(item, worker);
-    }, const_cast<void*>(static_cast<const void*>(&body)));
+    run(
+        num_items,
+        [](void* context, std::size_t item, int worker) {
+          (*static_cast<Decayed*>(context))(item, worker);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:

@@ -181,9 +181,12 @@ moerun_status moerun_generate(moerun_model* model, const int32_t* token_ids, siz
     params.max_new_tokens = merged_sampling.max_new_tokens != 0
                                 ? static_cast<std::size_t>(merged_sampling.max_new_tokens)
                                 : loaded->context_length();
-    params.sampling = {merged_sampling.temperature,        merged_sampling.top_k,
-                       merged_sampling.top_p,              merged_sampling.min_p,
-                       merged_sampling.repetition_penalty, merged_sampling.seed};
+    params.sampling = {merged_sampling.temperature,
+                       merged_sampling.top_k,
+                       merged_sampling.top_p,
+                       merged_sampling.min_p,
+                       merged_sampling.repetition_penalty,
+                       merged_sampling.seed};
     if (merged_sampling.stop_token_ids != nullptr) {
       params.stop_token_ids.assign(
           merged_sampling.stop_token_ids,

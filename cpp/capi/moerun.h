@@ -23,10 +23,10 @@ extern "C" {
 
 typedef enum moerun_status {
   MOERUN_OK = 0,
-  MOERUN_END = 1,                /* the generation has no further token */
+  MOERUN_END = 1, /* the generation has no further token */
   MOERUN_INVALID_ARGUMENT = -1,
-  MOERUN_FILE_ERROR = -2,        /* a file is missing or cannot be read */
-  MOERUN_FORMAT_ERROR = -3,      /* a file says something wrong */
+  MOERUN_FILE_ERROR = -2,   /* a file is missing or cannot be read */
+  MOERUN_FORMAT_ERROR = -3, /* a file says something wrong */
   MOERUN_UNSUPPORTED_MODEL = -4,
   MOERUN_OUT_OF_MEMORY = -5,
   MOERUN_INTERNAL_ERROR = -6
@@ -88,8 +88,8 @@ MOERUN_API void moerun_generation_close(moerun_generation* generation);
 /* Statistics of the model and its last generation as a JSON object. Writes at most `capacity`
  * bytes, the terminating zero included, and sets *length to the length of the whole text without
  * it; call with capacity 0 to learn that. */
-MOERUN_API moerun_status moerun_stats_json(const moerun_model* model, char* buffer,
-                                           size_t capacity, size_t* length);
+MOERUN_API moerun_status moerun_stats_json(const moerun_model* model, char* buffer, size_t capacity,
+                                           size_t* length);
 
 #ifdef __cplusplus
 }

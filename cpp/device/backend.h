@@ -45,8 +45,8 @@ class Backend {
   virtual void linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
                       LinearOutput output) = 0;
 
-  // Normalises, clamps (v too) and rotates q and k of qkv (tokens, (heads + 2 kv_heads) * head_dim) in
-  // place, and writes k and v at positions first_position, ... of the KV cache.
+  // Normalises, clamps (v too) and rotates q and k of qkv (tokens, (heads + 2 kv_heads) * head_dim)
+  // in place, and writes k and v at positions first_position, ... of the KV cache.
   virtual void rotate_and_store(Stream& stream, const AttentionShape& shape,
                                 const RotaryParams& rotary, std::size_t first_position,
                                 Activations qkv, const KvLayer& kv) = 0;

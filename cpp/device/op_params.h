@@ -25,7 +25,7 @@ struct NormWeights {
 };
 
 struct LinearWeights {
-  MatrixView weight;           // (out_features, in_features)
+  MatrixView weight;            // (out_features, in_features)
   const float* bias = nullptr;  // (out_features)?
 };
 
@@ -84,8 +84,8 @@ struct AttentionParams {
 // The experts of a layer as the kernels see them.
 struct ExpertShape {
   std::size_t hidden_size = 0;
-  std::size_t num_experts = 0;           // ids below are routed experts, this id is the shared one
-  std::size_t intermediate_size = 0;     // records of a routed expert
+  std::size_t num_experts = 0;        // ids below are routed experts, this id is the shared one
+  std::size_t intermediate_size = 0;  // records of a routed expert
   std::size_t shared_intermediate_size = 0;  // records of the shared expert
   DType dtype = DType::f32;
   DType shared_dtype = DType::f32;

@@ -103,8 +103,8 @@ void Decoder::run_experts(const Pass& pass, const LayerWeights& layer) const {
 }
 
 RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_length) const {
-  const bool is_long = !rope_.inv_freq_long.empty() &&
-                       sequence_length > static_cast<std::size_t>(rope_.long_above);
+  const bool is_long =
+      !rope_.inv_freq_long.empty() && sequence_length > static_cast<std::size_t>(rope_.long_above);
   RotaryParams params;
   params.inv_freq = is_long ? rope_.inv_freq_long.data() : rope_.inv_freq.data();
   params.scale = is_long ? rope_.scale_long : rope_.scale;

@@ -17,8 +17,8 @@
 namespace moerun {
 
 struct DecoderOptions {
-  // Experts are computed in segments of this many records (a multiple of kQuantumRecords); 0: whole.
-  // The result does not depend on it.
+  // Experts are computed in segments of this many records (a multiple of kQuantumRecords); 0:
+  // whole. The result does not depend on it.
   std::size_t segment_records = 0;
 };
 

@@ -10,8 +10,8 @@ struct DeviceChoice {
   std::string reason;
 };
 
-// `requested`: auto, cpu or cuda. Throws InvalidArgument for a name that is unknown, or for a device
-// that cannot be had.
+// `requested`: auto, cpu or cuda. Throws InvalidArgument for a name that is unknown, or for a
+// device that cannot be had.
 DeviceChoice choose_device(const std::string& requested);
 
 }  // namespace moerun

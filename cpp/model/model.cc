@@ -53,8 +53,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   std::shared_ptr<Model> model(new Model(std::move(config), options));
   const Checkpoint checkpoint = Checkpoint::open(path);
   ThreadPool loaders(model->threads_);
-  model->weights_ =
-      std::make_unique<ModelWeights>(model->config_, checkpoint, loaders, progress);
+  model->weights_ = std::make_unique<ModelWeights>(model->config_, checkpoint, loaders, progress);
   model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
   model->decoder_ = std::make_unique<Decoder>(model->config_, *model->weights_, *model->backend_,
                                               options.decoder);
@@ -65,7 +64,8 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
 }
 
 void Model::check_prompt(std::span<const std::int32_t> token_ids) const {
-  if (token_ids.empty()) throw InvalidArgument("token_ids: expected at least one token, found none");
+  if (token_ids.empty())
+    throw InvalidArgument("token_ids: expected at least one token, found none");
   if (token_ids.size() > context_length_) {
     throw InvalidArgument(message("token_ids: the prompt has ", token_ids.size(),
                                   " tokens, but the context holds ", context_length_));

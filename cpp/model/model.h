@@ -39,8 +39,8 @@ struct GenerationStats {
   std::size_t prompt_tokens = 0;
   std::size_t generated_tokens = 0;
   double prefill_seconds = 0;
-  double ttft_seconds = 0;    // to the first token: prefill and sampling
-  double decode_seconds = 0;  // of the tokens after the first
+  double ttft_seconds = 0;         // to the first token: prefill and sampling
+  double decode_seconds = 0;       // of the tokens after the first
   std::uint64_t decode_bytes = 0;  // read for those
   std::uint64_t logits_hash = 0;   // FNV-1a of the last logits
   std::size_t kv_cache_bytes = 0;

@@ -22,16 +22,18 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
   }
   if (num_tokens_ + token_ids.size() > kv_cache_.capacity_tokens()) {
     throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
-                                  " tokens, but the context holds ",
-                                  kv_cache_.capacity_tokens()));
+                                  " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
   const std::size_t sequence_length = num_tokens_ + token_ids.size();
   const std::lock_guard lock(model_->step_mutex_);
   for (std::size_t first = 0; first < token_ids.size(); first += workspace_.max_tokens()) {
     const std::size_t count = std::min(workspace_.max_tokens(), token_ids.size() - first);
-    const Decoder::Pass pass{*stream_,        kv_cache_,
-                             workspace_,      token_ids.subspan(first, count),
-                             num_tokens_,     sequence_length,
+    const Decoder::Pass pass{*stream_,
+                             kv_cache_,
+                             workspace_,
+                             token_ids.subspan(first, count),
+                             num_tokens_,
+                             sequence_length,
                              between_layers ? &between_layers : nullptr};
     model_->decoder_->run(pass);
     if (all_logits) {

@@ -87,8 +87,8 @@ std::string build_info_json() {
   json["cpu_kernels"] = {{"compiled", compiled_cpu_kernels()},
                          {"supported", supported_cpu_kernels()},
                          {"chosen", std::string(choose_cpu_kernels("auto").name)}};
-  json["cuda"] = {{"compiled", cuda.compiled}, {"available", cuda.available},
-                  {"reason", cuda.reason}};
+  json["cuda"] = {
+      {"compiled", cuda.compiled}, {"available", cuda.available}, {"reason", cuda.reason}};
   json["cuda_architectures"] = cuda.architectures;
   return json.dump();
 }

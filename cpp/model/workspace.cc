@@ -27,8 +27,8 @@ Routing Workspace::routing(std::size_t tokens, std::size_t slots) {
 }
 
 std::size_t Workspace::bytes() const {
-  std::size_t total = expert_ids_.size() * sizeof(std::int32_t) +
-                      expert_weights_.size() * sizeof(float);
+  std::size_t total =
+      expert_ids_.size() * sizeof(std::int32_t) + expert_weights_.size() * sizeof(float);
   for (const auto& memory : memory_) total += memory.size();
   return total;
 }

@@ -29,7 +29,7 @@ struct FileMatrix {
 // Where rows of memory start, and how far apart they are.
 struct RowTarget {
   std::byte* data = nullptr;
-  std::size_t stride = 0;  // bytes
+  std::size_t stride = 0;    // bytes
   DType dtype = DType::f32;  // the file's, or f32
 };
 

@@ -26,20 +26,20 @@ enum class RopeKind { standard, linear, llama3, yarn, longrope };
 struct RopeConfig {
   RopeKind kind = RopeKind::standard;
   double theta = 10000.0;
-  double factor = 1.0;                              // linear, llama3, yarn, longrope
-  std::optional<double> attention_factor;           // yarn, longrope: scale of cos and sin
-  double beta_fast = 32.0;                          // yarn
-  double beta_slow = 1.0;                           // yarn
-  std::optional<double> mscale;                     // yarn
-  std::optional<double> mscale_all_dim;             // yarn
-  bool truncate = true;                             // yarn: whole-number correction range
-  double low_freq_factor = 1.0;                     // llama3
-  double high_freq_factor = 4.0;                    // llama3
+  double factor = 1.0;                                // linear, llama3, yarn, longrope
+  std::optional<double> attention_factor;             // yarn, longrope: scale of cos and sin
+  double beta_fast = 32.0;                            // yarn
+  double beta_slow = 1.0;                             // yarn
+  std::optional<double> mscale;                       // yarn
+  std::optional<double> mscale_all_dim;               // yarn
+  bool truncate = true;                               // yarn: whole-number correction range
+  double low_freq_factor = 1.0;                       // llama3
+  double high_freq_factor = 4.0;                      // llama3
   std::int64_t original_max_position_embeddings = 0;  // llama3, yarn, longrope
-  std::vector<double> short_factor;                 // longrope, (head_dim / 2)
-  std::vector<double> long_factor;                  // longrope, (head_dim / 2)
-  std::optional<double> short_mscale;               // longrope of Phi-MoE
-  std::optional<double> long_mscale;                // longrope of Phi-MoE
+  std::vector<double> short_factor;                   // longrope, (head_dim / 2)
+  std::vector<double> long_factor;                    // longrope, (head_dim / 2)
+  std::optional<double> short_mscale;                 // longrope of Phi-MoE
+  std::optional<double> long_mscale;                  // longrope of Phi-MoE
 };
 
 struct ModelConfig {

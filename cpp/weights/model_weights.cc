@@ -117,13 +117,13 @@ class WeightsBuilder {
     const std::string attention = names_.layer(index, "self_attn.");
     layer.input_norm = norm(names_.layer(index, "input_layernorm"));
     layer.post_attention_norm = norm(names_.layer(index, "post_attention_layernorm"));
-    layer.qkv.weight = matrix({attention + "q_proj.weight", attention + "k_proj.weight",
-                               attention + "v_proj.weight"},
-                              {q_rows, kv_rows, kv_rows}, hidden);
+    layer.qkv.weight = matrix(
+        {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
+        {q_rows, kv_rows, kv_rows}, hidden);
     if (config_.qkv_bias) {
-      layer.qkv.bias = vector({attention + "q_proj.bias", attention + "k_proj.bias",
-                               attention + "v_proj.bias"},
-                              {q_rows, kv_rows, kv_rows});
+      layer.qkv.bias =
+          vector({attention + "q_proj.bias", attention + "k_proj.bias", attention + "v_proj.bias"},
+                 {q_rows, kv_rows, kv_rows});
     }
     layer.o_proj.weight = matrix({attention + "o_proj.weight"}, {hidden}, q_rows);
     if (config_.o_bias) layer.o_proj.bias = vector({attention + "o_proj.bias"}, {hidden});
@@ -156,8 +156,8 @@ class WeightsBuilder {
     if (config_.shared_expert_intermediate_size != 0) {
       shape.shared_intermediate_size = size(config_.shared_expert_intermediate_size);
       add_shared_expert(names_.layer(index, "mlp.shared_expert."), layer);
-      layer.shared_gate = matrix({names_.layer(index, "mlp.shared_expert_gate.weight")}, {1},
-                                 shape.hidden_size);
+      layer.shared_gate =
+          matrix({names_.layer(index, "mlp.shared_expert_gate.weight")}, {1}, shape.hidden_size);
     }
   }
 
@@ -257,8 +257,8 @@ class WeightsBuilder {
       const bool derived = name.size() > 8 && name.find("rotary_emb.inv_freq") != std::string::npos;
       if (!of_layer || derived || used_.contains(name)) continue;
       throw UnsupportedModel(message(
-          checkpoint_.find(name)->file->path().string(), ": tensor '", name,
-          "' is not part of a '", config_.model_type, "' model with ", config_.num_hidden_layers,
+          checkpoint_.find(name)->file->path().string(), ": tensor '", name, "' is not part of a '",
+          config_.model_type, "' model with ", config_.num_hidden_layers,
           " layers as this version knows it; running without it would give wrong text"));
     }
   }

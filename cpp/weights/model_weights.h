@@ -23,9 +23,9 @@ struct LayerWeights {
   LinearWeights o_proj;
   NormWeights post_attention_norm;
 
-  MatrixView router;       // (num_experts, hidden_size); none in a layer without experts
-  MatrixView shared_gate;  // (1, hidden_size)?
-  ExpertShape experts;     // a dense layer is one shared expert without a gate
+  MatrixView router;          // (num_experts, hidden_size); none in a layer without experts
+  MatrixView shared_gate;     // (1, hidden_size)?
+  ExpertShape experts;        // a dense layer is one shared expert without a gate
   MatrixView expert_records;  // (num_experts * intermediate_size * 3, hidden_size)
   MatrixView shared_records;  // (shared_intermediate_size * 3, hidden_size)
 

@@ -37,10 +37,10 @@ TensorNames::Experts TensorNames::experts(std::int64_t index) const {
   const std::string mlp = layer(index, "mlp.experts.");
   const std::string block = layer(index, "block_sparse_moe.");
   Experts found;
-  found.gate_up = present({block + "input_linear.weight", mlp + "gate_up_proj",
-                           block + "experts.gate_up_proj"});
-  found.down = present({block + "output_linear.weight", mlp + "down_proj",
-                        block + "experts.down_proj"});
+  found.gate_up = present(
+      {block + "input_linear.weight", mlp + "gate_up_proj", block + "experts.gate_up_proj"});
+  found.down =
+      present({block + "output_linear.weight", mlp + "down_proj", block + "experts.down_proj"});
   found.fused = config_.model_type == "granitemoe" || checkpoint_.find(found.gate_up) != nullptr;
   return found;
 }

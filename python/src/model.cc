@@ -62,8 +62,7 @@ std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& 
                                      const std::vector<std::int32_t>& stop_token_ids) {
   const auto model = self.get();
   if (max_new_tokens < 0) {
-    throw InvalidArgument(
-        message("max_new_tokens: expected 0 or more, found ", max_new_tokens));
+    throw InvalidArgument(message("max_new_tokens: expected 0 or more, found ", max_new_tokens));
   }
   GenerationParams params;
   params.max_new_tokens = static_cast<std::size_t>(max_new_tokens);
@@ -91,9 +90,8 @@ void register_model(py::module_& module) {
       .def_property_readonly(
           "config",
           [](const PythonModel& self) { return from_json(config_json(self.get()->config())); })
-      .def_property_readonly("context_length", [](const PythonModel& self) {
-        return self.get()->context_length();
-      })
+      .def_property_readonly("context_length",
+                             [](const PythonModel& self) { return self.get()->context_length(); })
       .def_property_readonly("device",
                              [](const PythonModel& self) { return self.get()->device(); });
 }

@@ -59,34 +59,34 @@ void expect_throw(const char* file, int line, Body&& body, const std::vector<std
 #define MOERUN_CONCAT2(a, b) a##b
 #define MOERUN_CONCAT(a, b) MOERUN_CONCAT2(a, b)
 
-#define TEST(name)                                                                      \
-  static void MOERUN_CONCAT(test_body_, __LINE__)();                                    \
+#define TEST(name)                                                                       \
+  static void MOERUN_CONCAT(test_body_, __LINE__)();                                     \
   static const ::moerun::test::Registration MOERUN_CONCAT(test_registration_, __LINE__)( \
-      name, MOERUN_CONCAT(test_body_, __LINE__));                                       \
+      name, MOERUN_CONCAT(test_body_, __LINE__));                                        \
   static void MOERUN_CONCAT(test_body_, __LINE__)()
 
 #define CHECK(condition) \
   if (!(condition)) ::moerun::test::fail(__FILE__, __LINE__, "not true: ", #condition)
 
-#define CHECK_EQ(a, b)                                                                       \
-  do {                                                                                       \
-    const auto check_a = (a);                                                                \
-    const auto check_b = (b);                                                                \
-    if (!(check_a == check_b)) {                                                             \
+#define CHECK_EQ(a, b)                                                                      \
+  do {                                                                                      \
+    const auto check_a = (a);                                                               \
+    const auto check_b = (b);                                                               \
+    if (!(check_a == check_b)) {                                                            \
       ::moerun::test::fail(__FILE__, __LINE__, #a, " == ", #b, " does not hold: ", check_a, \
-                           " against ", check_b);                                            \
-    }                                                                                        \
+                           " against ", check_b);                                           \
+    }                                                                                       \
   } while (false)
 
-#define CHECK_NEAR(a, b, tolerance)                                                             \
-  do {                                                                                          \
-    const double check_a = (a);                                                                 \
-    const double check_b = (b);                                                                 \
-    if (!(std::fabs(check_a - check_b) <= (tolerance))) {                                       \
-      ::moerun::test::fail(__FILE__, __LINE__, #a, " is ", check_a, ", expected ", check_b,    \
-                           " within ", tolerance);                                              \
-    }                                                                                           \
+#define CHECK_NEAR(a, b, tolerance)                                                         \
+  do {                                                                                      \
+    const double check_a = (a);                                                             \
+    const double check_b = (b);                                                             \
+    if (!(std::fabs(check_a - check_b) <= (tolerance))) {                                   \
+      ::moerun::test::fail(__FILE__, __LINE__, #a, " is ", check_a, ", expected ", check_b, \
+                           " within ", tolerance);                                          \
+    }                                                                                       \
   } while (false)
 
-#define CHECK_THROWS(E, expression, ...)                                    \
+#define CHECK_THROWS(E, expression, ...) \
   ::moerun::test::expect_throw<E>(__FILE__, __LINE__, [&] { (void)(expression); }, {__VA_ARGS__})

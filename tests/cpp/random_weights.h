@@ -34,8 +34,8 @@ class RandomWeights {
 inline std::uint16_t exact_half(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   if (x == 0) return 0;
-  return static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) |
-                                    ((((bits >> 23) & 0xffu) - 112) << 10) | ((bits >> 13) & 0x3ffu));
+  return static_cast<std::uint16_t>(
+      ((bits >> 16) & 0x8000u) | ((((bits >> 23) & 0xffu) - 112) << 10) | ((bits >> 13) & 0x3ffu));
 }
 
 // The same values in `dtype`.

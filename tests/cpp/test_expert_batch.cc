@@ -41,8 +41,8 @@ struct Tokens {
 Tokens make_tokens(const Layer& layer, std::size_t count, std::size_t top_k, std::uint64_t seed) {
   RandomWeights random(seed);
   const bool shared = layer.shape.shared_intermediate_size != 0;
-  Tokens tokens{count, top_k + (shared ? 1u : 0u), random.matrix(count, layer.shape.hidden_size),
-                {}, {}};
+  Tokens tokens{
+      count, top_k + (shared ? 1u : 0u), random.matrix(count, layer.shape.hidden_size), {}, {}};
   for (float& value : tokens.x) value *= 0.137f;
   for (std::size_t t = 0; t < count; ++t) {
     std::vector<std::int32_t> order(layer.shape.num_experts);
@@ -81,8 +81,8 @@ std::vector<float> compute(const Layer& layer, Tokens tokens, int threads, std::
       if (seed != 0) {
         count = std::min(count, kQuantumRecords * (1 + random.below(3)));
       }
-      cut.push_back({e, first, count,
-                     ConstBytes(layer.records[e]).subspan(first * bytes, count * bytes)});
+      cut.push_back(
+          {e, first, count, ConstBytes(layer.records[e]).subspan(first * bytes, count * bytes)});
       first += count;
     }
     std::reverse(cut.begin(), cut.end());  // taken from the back

@@ -121,8 +121,8 @@ TEST("a quantum of an expert agrees with the formula, for any number of tokens a
               double up = 0;
               for (std::size_t h = 0; h < hidden; ++h) {
                 gate += static_cast<double>(w[3 * i * hidden + h]) * x[(tokens - 1) * hidden + h];
-                up += static_cast<double>(w[(3 * i + 1) * hidden + h]) *
-                      x[(tokens - 1) * hidden + h];
+                up +=
+                    static_cast<double>(w[(3 * i + 1) * hidden + h]) * x[(tokens - 1) * hidden + h];
               }
               for (std::size_t h = 0; h < hidden; ++h) {
                 expected[h] += silu(gate) * up * w[(3 * i + 2) * hidden + h];

@@ -34,9 +34,13 @@ TEST("many short loops follow each other without losing an item") {
 TEST("the first exception of a body reaches the caller and the pool lives on") {
   ThreadPool pool(3);
   for (int round = 0; round < 20; ++round) {
-    CHECK_THROWS(FormatError, pool.parallel_for(100, [](std::size_t item, int) {
-      if (item % 10 == 3) throw FormatError("item " + std::to_string(item));
-    }), "item");
+    CHECK_THROWS(FormatError,
+                 pool.parallel_for(100,
+                                   [](std::size_t item, int) {
+                                     if (item % 10 == 3)
+                                       throw FormatError("item " + std::to_string(item));
+                                   }),
+                 "item");
     std::atomic<int> runs{0};
     pool.parallel_for(10, [&](std::size_t, int) { runs.fetch_add(1); });
     CHECK_EQ(runs.load(), 10);

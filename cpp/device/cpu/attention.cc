@@ -88,67 +88,67 @@ void CpuBackend::attention(Stream& stream, const AttentionShape& shape,
   const std::size_t head_blocks = (group + heads_per_block - 1) / heads_per_block;
   const std::size_t token_blocks = (qkv.rows + tokens_per_block - 1) / tokens_per_block;
 
-  pool_.parallel_for(token_blocks * shape.num_kv_heads * head_blocks, [&](std::size_t item,
-                                                                          int worker) {
-    const std::size_t kv_head = item / head_blocks % shape.num_kv_heads;
-    const std::size_t first_head = kv_head * group + item % head_blocks * heads_per_block;
-    const std::size_t last_head = std::min((kv_head + 1) * group, first_head + heads_per_block);
-    const std::size_t first_token = item / head_blocks / shape.num_kv_heads * tokens_per_block;
-    const std::size_t last_token = std::min(qkv.rows, first_token + tokens_per_block);
+  pool_.parallel_for(
+      token_blocks * shape.num_kv_heads * head_blocks, [&](std::size_t item, int worker) {
+        const std::size_t kv_head = item / head_blocks % shape.num_kv_heads;
+        const std::size_t first_head = kv_head * group + item % head_blocks * heads_per_block;
+        const std::size_t last_head = std::min((kv_head + 1) * group, first_head + heads_per_block);
+        const std::size_t first_token = item / head_blocks / shape.num_kv_heads * tokens_per_block;
+        const std::size_t last_token = std::min(qkv.rows, first_token + tokens_per_block);
 
-    const auto first_key_of = [&](std::size_t token) {
-      const std::size_t end = first_position + token + 1;
-      return params.window != 0 && end > params.window ? end - params.window : 0;
-    };
-    const std::size_t key_begin = first_key_of(first_token);
-    const std::size_t key_end = first_position + last_token;  // of the last token
-    const std::size_t num_keys = key_end - key_begin;
-    const std::size_t score_pitch = padded(num_keys) + kRowQuantum;
+        const auto first_key_of = [&](std::size_t token) {
+          const std::size_t end = first_position + token + 1;
+          return params.window != 0 && end > params.window ? end - params.window : 0;
+        };
+        const std::size_t key_begin = first_key_of(first_token);
+        const std::size_t key_end = first_position + last_token;  // of the last token
+        const std::size_t num_keys = key_end - key_begin;
+        const std::size_t score_pitch = padded(num_keys) + kRowQuantum;
 
-    float* queries = static_cast<CpuStream&>(stream).worker_floats(
-        worker, kQueryRows * (2 * kv.pitch + score_pitch));
-    float* results = queries + kQueryRows * kv.pitch;
-    float* scores = results + kQueryRows * kv.pitch;
-    const float* xs[kQueryRows];
-    const float* probabilities[kQueryRows];
-    float* score_rows[kQueryRows];
-    float* result_rows[kQueryRows];
-    std::size_t num_rows = 0;
-    for (std::size_t t = first_token; t < last_token; ++t) {
-      for (std::size_t h = first_head; h < last_head; ++h, ++num_rows) {
-        float* query = queries + num_rows * kv.pitch;
-        const float* q = qkv.row(t) + h * dim;
-        std::fill(std::copy(q, q + dim, query), query + kv.pitch, 0.0f);
-        xs[num_rows] = query;
-        score_rows[num_rows] = scores + num_rows * score_pitch;
-        probabilities[num_rows] = score_rows[num_rows];
-        result_rows[num_rows] = results + num_rows * kv.pitch;
-      }
-    }
-    const float* keys = kv.keys + (kv_head * kv.capacity + key_begin) * kv.pitch;
-    const float* values = kv.values + (kv_head * kv.capacity + key_begin) * kv.pitch;
-    kernels_.dot(DType::f32, reinterpret_cast<const std::byte*>(keys), kv.pitch * sizeof(float),
-                 num_keys, kv.pitch, xs, score_rows, num_rows,
-                 static_cast<CpuStream&>(stream).kernel_scratch(worker));
-    std::size_t row = 0;
-    for (std::size_t t = first_token; t < last_token; ++t) {
-      const std::size_t begin = first_key_of(t) - key_begin;
-      const std::size_t end = first_position + t + 1 - key_begin;
-      for (std::size_t h = first_head; h < last_head; ++h, ++row) {
-        std::fill(score_rows[row], score_rows[row] + begin, 0.0f);
-        kernels_.softmax(score_rows[row] + begin, end - begin, params.scale);
-        std::fill(score_rows[row] + end, score_rows[row] + num_keys, 0.0f);
-      }
-    }
-    kernels_.weighted_sum(values, kv.pitch, num_keys, kv.pitch, probabilities, result_rows,
-                          num_rows);
-    row = 0;
-    for (std::size_t t = first_token; t < last_token; ++t) {
-      for (std::size_t h = first_head; h < last_head; ++h, ++row) {
-        std::copy(result_rows[row], result_rows[row] + dim, out.row(t) + h * dim);
-      }
-    }
-  });
+        float* queries = static_cast<CpuStream&>(stream).worker_floats(
+            worker, kQueryRows * (2 * kv.pitch + score_pitch));
+        float* results = queries + kQueryRows * kv.pitch;
+        float* scores = results + kQueryRows * kv.pitch;
+        const float* xs[kQueryRows];
+        const float* probabilities[kQueryRows];
+        float* score_rows[kQueryRows];
+        float* result_rows[kQueryRows];
+        std::size_t num_rows = 0;
+        for (std::size_t t = first_token; t < last_token; ++t) {
+          for (std::size_t h = first_head; h < last_head; ++h, ++num_rows) {
+            float* query = queries + num_rows * kv.pitch;
+            const float* q = qkv.row(t) + h * dim;
+            std::fill(std::copy(q, q + dim, query), query + kv.pitch, 0.0f);
+            xs[num_rows] = query;
+            score_rows[num_rows] = scores + num_rows * score_pitch;
+            probabilities[num_rows] = score_rows[num_rows];
+            result_rows[num_rows] = results + num_rows * kv.pitch;
+          }
+        }
+        const float* keys = kv.keys + (kv_head * kv.capacity + key_begin) * kv.pitch;
+        const float* values = kv.values + (kv_head * kv.capacity + key_begin) * kv.pitch;
+        kernels_.dot(DType::f32, reinterpret_cast<const std::byte*>(keys), kv.pitch * sizeof(float),
+                     num_keys, kv.pitch, xs, score_rows, num_rows,
+                     static_cast<CpuStream&>(stream).kernel_scratch(worker));
+        std::size_t row = 0;
+        for (std::size_t t = first_token; t < last_token; ++t) {
+          const std::size_t begin = first_key_of(t) - key_begin;
+          const std::size_t end = first_position + t + 1 - key_begin;
+          for (std::size_t h = first_head; h < last_head; ++h, ++row) {
+            std::fill(score_rows[row], score_rows[row] + begin, 0.0f);
+            kernels_.softmax(score_rows[row] + begin, end - begin, params.scale);
+            std::fill(score_rows[row] + end, score_rows[row] + num_keys, 0.0f);
+          }
+        }
+        kernels_.weighted_sum(values, kv.pitch, num_keys, kv.pitch, probabilities, result_rows,
+                              num_rows);
+        row = 0;
+        for (std::size_t t = first_token; t < last_token; ++t) {
+          for (std::size_t h = first_head; h < last_head; ++h, ++row) {
+            std::copy(result_rows[row], result_rows[row] + dim, out.row(t) + h * dim);
+          }
+        }
+      });
 }
 
 }  // namespace moerun

@@ -17,10 +17,10 @@ struct Candidate {
 std::vector<Candidate> candidates() {
   const CpuFeatures features = cpu_features();
   std::vector<Candidate> all;
-  for (const Candidate& candidate : {Candidate{cpu_kernels_avx512(), features.avx512},
-                                     Candidate{cpu_kernels_avx512_bf16(), features.avx512_bf16},
-                                     Candidate{cpu_kernels_avx2(), features.avx2},
-                                     Candidate{cpu_kernels_portable(), true}}) {
+  for (const Candidate& candidate :
+       {Candidate{cpu_kernels_avx512(), features.avx512},
+        Candidate{cpu_kernels_avx512_bf16(), features.avx512_bf16},
+        Candidate{cpu_kernels_avx2(), features.avx2}, Candidate{cpu_kernels_portable(), true}}) {
     if (candidate.kernels != nullptr) all.push_back(candidate);
   }
   return all;

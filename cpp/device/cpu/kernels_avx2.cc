@@ -12,7 +12,7 @@ namespace {
 
 #include "device/cpu/kernels_simd.h"
 
-struct Simd {
+struct Avx2 {
   using V = __m256;
   static constexpr std::size_t kWidth = 8;
   static constexpr int kDotRows = 3;  // 3 x 4 accumulators, 3 weights and 1 input: 16 registers
@@ -38,9 +38,7 @@ struct Simd {
   static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
   static V max(V a, V b) { return _mm256_max_ps(a, b); }
-  static V round(V a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static V round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static V scale_by_power_of_two(V a, V n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
@@ -50,22 +48,8 @@ struct Simd {
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
-
-  template <typename Weight>
-  using DotWeight = Float32DotWeight<Simd, Weight>;
-  template <typename Weight>
-  using DotInput = Float32DotInput<Simd>;
-  template <typename Weight>
-  using BlockedWeight = float;
-  template <typename W, typename X>
-  static V dot_step(V acc, const W& w, const X& x) {
-    return fma(w.lanes, x.lanes, acc);
-  }
-  template <typename Weight>
-  static const float* to_block(const Weight* row, float* block, std::size_t n) {
-    return float32_block<Simd>(row, block, n);
-  }
 };
+using Simd = Float32Dots<Avx2>;
 
 #include "device/cpu/kernels_vector.h"
 //

@@ -14,22 +14,7 @@ namespace {
 //
 #include "device/cpu/kernels_avx512_simd.h"
 
-struct Simd : Avx512 {
-  template <typename Weight>
-  using DotWeight = Float32DotWeight<Avx512, Weight>;
-  template <typename Weight>
-  using DotInput = Float32DotInput<Avx512>;
-  template <typename Weight>
-  using BlockedWeight = float;
-  template <typename W, typename X>
-  static inline __attribute__((always_inline)) V dot_step(V acc, const W& w, const X& x) {
-    return fma(w.lanes, x.lanes, acc);
-  }
-  template <typename Weight>
-  static const float* to_block(const Weight* row, float* block, std::size_t n) {
-    return float32_block<Avx512>(row, block, n);
-  }
-};
+using Simd = Float32Dots<Avx512>;
 
 #include "device/cpu/kernels_vector.h"
 //

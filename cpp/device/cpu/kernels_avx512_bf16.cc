@@ -35,9 +35,8 @@ struct SplitInput {
     const __m512 second = _mm512_loadu_ps(p + 16);
     high = _mm512_cvtne2ps_pbh(second, first);
     const auto bits = reinterpret_cast<__m512i>(high);
-    low = _mm512_cvtne2ps_pbh(
-        _mm512_sub_ps(second, widen(_mm512_extracti64x4_epi64(bits, 1))),
-        _mm512_sub_ps(first, widen(_mm512_castsi512_si256(bits))));
+    low = _mm512_cvtne2ps_pbh(_mm512_sub_ps(second, widen(_mm512_extracti64x4_epi64(bits, 1))),
+                              _mm512_sub_ps(first, widen(_mm512_castsi512_si256(bits))));
   }
   static inline __attribute__((always_inline)) __m512 widen(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -58,7 +57,9 @@ struct DotTypes<BFloat> {
   using Block = BFloat;
 };
 
-struct Simd : Avx512 {
+struct Simd : Float32Dots<Avx512> {
+  using Float32Dots<Avx512>::dot_step;
+  using Float32Dots<Avx512>::to_block;
   template <typename Weight>
   using DotWeight = typename DotTypes<Weight>::Row;
   template <typename Weight>
@@ -66,17 +67,9 @@ struct Simd : Avx512 {
   template <typename Weight>
   using BlockedWeight = typename DotTypes<Weight>::Block;
 
-  template <typename W, typename X>
-  static inline __attribute__((always_inline)) V dot_step(V acc, const W& w, const X& x) {
-    return fma(w.lanes, x.lanes, acc);
-  }
   static inline __attribute__((always_inline)) V dot_step(V acc, const BFloatPairs& w,
                                                           const SplitInput& x) {
     return _mm512_dpbf16_ps(_mm512_dpbf16_ps(acc, x.high, w.pairs), x.low, w.pairs);
-  }
-  template <typename Weight>
-  static const float* to_block(const Weight* row, float* block, std::size_t n) {
-    return float32_block<Avx512>(row, block, n);
   }
   static const BFloat* to_block(const BFloat* row, float*, std::size_t) { return row; }
 };

@@ -137,8 +137,8 @@ struct RowPrefetcher {
 
 // Where the blocked path keeps what it reuses; see dot_rows_blocked.
 struct DotScratch {
-  float weights[kBlockRows * kBlockK];               // one block of rows as float32
-  float accumulators[kMaxTokens * kBlockRows * W];   // lanes of every (token, row)
+  float weights[kBlockRows * kBlockK];              // one block of rows as float32
+  float accumulators[kMaxTokens * kBlockRows * W];  // lanes of every (token, row)
 };
 
 template <int R, int T, typename Weight>
@@ -171,8 +171,9 @@ void dot_block_tokens(const Weight* const* rows, std::size_t num_rows, const flo
   for (; r < num_rows; ++r) dot_tile_resumed<1, T>(rows + r, xs, k, lanes + r * W, first);
 }
 
-// Many tokens, at most kBlockRows rows; rows_after[r] is what will be read next, one per row: a block of the rows, kBlockK elements wide, is converted
-// once and stays in cache while all tokens pass; the lanes wait in memory between blocks.
+// Many tokens, at most kBlockRows rows; rows_after[r] is what will be read next, one per row: a
+// block of the rows, kBlockK elements wide, is converted once and stays in cache while all tokens
+// pass; the lanes wait in memory between blocks.
 template <typename Weight>
 void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                       const float* const* xs, float* const* outs, std::size_t num_tokens,
@@ -186,13 +187,12 @@ void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size
     const std::size_t width = k - k0 < kBlockK ? k - k0 : kBlockK;
     for (std::size_t r = 0; r < num_rows; ++r) {
       block[r] = Simd::to_block(rows[r] + k0, scratch.weights + r * kBlockK, width);
-      next[r] = k0 + width < k ? reinterpret_cast<const std::byte*>(rows[r] + k0 + width)
-                               : rows_after[r];
+      next[r] =
+          k0 + width < k ? reinterpret_cast<const std::byte*>(rows[r] + k0 + width) : rows_after[r];
     }
-    const std::size_t next_width = k0 + width < k && k - k0 - width < kBlockK ? k - k0 - width
-                                                                              : kBlockK;
-    auto prefetcher =
-        RowPrefetcher::over(next, num_rows, next_width * sizeof(Weight), num_calls);
+    const std::size_t next_width =
+        k0 + width < k && k - k0 - width < kBlockK ? k - k0 - width : kBlockK;
+    auto prefetcher = RowPrefetcher::over(next, num_rows, next_width * sizeof(Weight), num_calls);
     for (std::size_t t = 0; t < num_tokens; ++t) x[t] = xs[t] + k0;
     const bool first = k0 == 0;
     for (std::size_t t = 0; t < num_tokens;) {

@@ -11,7 +11,7 @@ namespace {
 
 #include "device/cpu/kernels_simd.h"
 
-struct Simd {
+struct Portable {
   typedef float V __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
   typedef std::uint32_t U __attribute__((vector_size(16)));
@@ -53,22 +53,8 @@ struct Simd {
     return a * reinterpret_cast<V>((exponent + 127) << 23);
   }
   static float sum_lanes(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-
-  template <typename Weight>
-  using DotWeight = Float32DotWeight<Simd, Weight>;
-  template <typename Weight>
-  using DotInput = Float32DotInput<Simd>;
-  template <typename Weight>
-  using BlockedWeight = float;
-  template <typename W, typename X>
-  static V dot_step(V acc, const W& w, const X& x) {
-    return fma(w.lanes, x.lanes, acc);
-  }
-  template <typename Weight>
-  static const float* to_block(const Weight* row, float* block, std::size_t n) {
-    return float32_block<Simd>(row, block, n);
-  }
 };
+using Simd = Float32Dots<Portable>;
 
 #include "device/cpu/kernels_vector.h"
 //

@@ -11,8 +11,7 @@ constexpr std::size_t kGroupRecords = 4;  // of one token: gate and up of this m
 template <int T, int N, typename Weight>
 inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::size_t row_stride,
                                                     std::size_t num_rows,
-                                                    const float* const* weights,
-                                                    V (&acc)[T][N]) {
+                                                    const float* const* weights, V (&acc)[T][N]) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
@@ -211,8 +210,8 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
   for (std::size_t r = 0; r < 2 * num_records; ++r) {
     const std::size_t half = r < num_records || hidden <= kBlockK ? 0 : kBlockK;
     down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden + half);
-    following[r] = reinterpret_cast<const std::byte*>(
-        records + ((num_records + r / 2) * 3 + r % 2) * hidden);
+    following[r] =
+        reinterpret_cast<const std::byte*>(records + ((num_records + r / 2) * 3 + r % 2) * hidden);
   }
   dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
   for (std::size_t t = 0; t < num_tokens; ++t) {
@@ -228,10 +227,10 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
     sum_rows(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate);
   } else {
     const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
-    auto prefetcher = RowPrefetcher::over(following, 2 * num_records, row_bytes,
-                                          hidden / kSumColumns + 1);
-    sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens,
-                       accumulate, prefetcher);
+    auto prefetcher =
+        RowPrefetcher::over(following, 2 * num_records, row_bytes, hidden / kSumColumns + 1);
+    sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
+                       prefetcher);
   }
 }
 

@@ -9,7 +9,7 @@ struct Half {
 };
 
 // How one step of a dot product loads its operands: `kStep` elements of a weight row and of a token
-// row. `Loader` is the set's Simd, which converts any weight to float32 lanes.
+// row. `Loader` is the set's vector operations, which convert any weight to float32 lanes.
 template <typename Loader, typename Weight>
 struct Float32DotWeight {
   static constexpr std::size_t kStep = Loader::kWidth;
@@ -36,3 +36,26 @@ template <typename Loader>
 inline const float* float32_block(const float* row, float*, std::size_t) {
   return row;
 }
+
+// Completes a set of vector operations to one whose dot products multiply in float32, whatever the
+// weights are.
+template <typename Vectors>
+struct Float32Dots : Vectors {
+  template <typename Weight>
+  using DotWeight = Float32DotWeight<Vectors, Weight>;
+  template <typename Weight>
+  using DotInput = Float32DotInput<Vectors>;
+  template <typename Weight>
+  using BlockedWeight = float;
+
+  template <typename W, typename X>
+  static inline __attribute__((always_inline)) typename Vectors::V dot_step(typename Vectors::V acc,
+                                                                            const W& w,
+                                                                            const X& x) {
+    return Vectors::fma(w.lanes, x.lanes, acc);
+  }
+  template <typename Weight>
+  static const float* to_block(const Weight* row, float* block, std::size_t n) {
+    return float32_block<Vectors>(row, block, n);
+  }
+};

@@ -10,8 +10,7 @@ namespace {
 
 // Writes the ids of the k largest scores by falling score, of equals the lower id first. k is
 // small: insertion into a sorted list beats a heap.
-void choose_top_k(const float* scores, std::size_t num_experts, std::size_t k,
-                  std::int32_t* ids) {
+void choose_top_k(const float* scores, std::size_t num_experts, std::size_t k, std::int32_t* ids) {
   std::size_t count = 0;
   for (std::size_t e = 0; e < num_experts; ++e) {
     if (count == k && !(scores[e] > scores[ids[count - 1]])) continue;
@@ -26,8 +25,8 @@ void choose_top_k(const float* scores, std::size_t num_experts, std::size_t k,
 // `scores` are the original logits, `candidates` the same with earlier choices at -inf.
 std::int32_t mix_round(const float* scores, const float* candidates, std::size_t num_experts,
                        float jitter, float* weight) {
-  const auto chosen = static_cast<std::size_t>(
-      std::max_element(candidates, candidates + num_experts) - candidates);
+  const auto chosen =
+      static_cast<std::size_t>(std::max_element(candidates, candidates + num_experts) - candidates);
   const float largest = candidates[chosen];
   float sum = 0;
   for (std::size_t e = 0; e < num_experts; ++e) {
