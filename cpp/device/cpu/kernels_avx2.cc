@@ -48,6 +48,9 @@ struct Avx2 {
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
+  static void sum_lanes_of_vectors(const float* vectors, float* sums) {
+    sum_lanes_one_by_one<Avx2>(vectors, sums);
+  }
 };
 using Simd = Float32Dots<Avx2>;
 

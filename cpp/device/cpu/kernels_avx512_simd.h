@@ -36,4 +36,35 @@ struct Avx512 {
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
+
+  // sums[i] = sum_lanes(vectors[i]) for 16 vectors: the additions of sum_lanes in its order, each
+  // step for several vectors at once.
+  static void sum_lanes_of_vectors(const float* vectors, float* sums) {
+    __m512 quarters[4];  // of vectors 4q ... 4q + 3: four lanes each
+    for (int q = 0; q < 4; ++q) {
+      const float* v = vectors + q * 4 * kWidth;
+      const __m512 ab = halves(load(v), load(v + kWidth));
+      const __m512 cd = halves(load(v + 2 * kWidth), load(v + 3 * kWidth));
+      quarters[q] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0b10001000),
+                                  _mm512_shuffle_f32x4(ab, cd, 0b11011101));
+    }
+    const __m512 low = pairs(quarters[0], quarters[1]);
+    const __m512 high = pairs(quarters[2], quarters[3]);
+    const __m512 mixed = _mm512_add_ps(_mm512_shuffle_ps(low, high, 0b01000100),
+                                       _mm512_shuffle_ps(low, high, 0b11101110));
+    // Lane 4i + j now holds the sum of vector 4j + i.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    store(sums, _mm512_permutexvar_ps(order, mixed));
+  }
+
+ private:
+  // The upper half added to the lower one, of a and of b.
+  static V halves(V a, V b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0b01000100),
+                         _mm512_shuffle_f32x4(a, b, 0b11101110));
+  }
+  // In every group of four lanes: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+  static V pairs(V a, V b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
 };

@@ -15,6 +15,29 @@ constexpr std::size_t kConvertFromTokens = 2 * Simd::kDotTokens;
 using V = Simd::V;
 constexpr std::size_t W = Simd::kWidth;
 
+// A number of tokens that a kernel is compiled for.
+template <int n>
+struct Tile {
+  static constexpr int value = n;
+};
+
+// Calls body(first_token, Tile<n>) for runs of n = kTokens tokens, then for what is left.
+template <int kTokens, typename Body>
+inline void for_token_tiles(std::size_t num_tokens, Body&& body) {
+  std::size_t t = 0;
+  for (; t + kTokens <= num_tokens; t += kTokens) body(t, Tile<kTokens>{});
+  const std::size_t left = num_tokens - t;
+  if constexpr (kTokens > 5) {
+    if (left == 5) return body(t, Tile<5>{});
+  }
+  if constexpr (kTokens > 4) {
+    if (left == 4) return body(t, Tile<4>{});
+  }
+  if (left == 3) return body(t, Tile<3>{});
+  if (left == 2) return body(t, Tile<2>{});
+  if (left == 1) return body(t, Tile<1>{});
+}
+
 // acc[r][t] += rows[r] . xs[t] over elements [0, k). Meanwhile the A rows that come next are asked
 // for: the hardware's prefetcher stops at every 4 KiB page, which is about one row.
 template <int R, int T, int A = 0, typename Weight>
@@ -82,30 +105,9 @@ void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k
 template <typename Weight>
 void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                      const float* const* xs, float* const* outs, std::size_t num_tokens) {
-  std::size_t t = 0;
-  for (; t + Simd::kDotTokens <= num_tokens; t += Simd::kDotTokens) {
-    dot_rows_few<Simd::kDotTokens>(rows, num_rows, k, xs + t, outs + t);
-  }
-  switch (num_tokens - t) {
-    case 5:
-      if constexpr (Simd::kDotTokens > 5) {
-        return dot_rows_few<5>(rows, num_rows, k, xs + t, outs + t);
-      }
-      break;
-    case 4:
-      if constexpr (Simd::kDotTokens > 4) {
-        return dot_rows_few<4>(rows, num_rows, k, xs + t, outs + t);
-      }
-      break;
-    case 3:
-      return dot_rows_few<3>(rows, num_rows, k, xs + t, outs + t);
-    case 2:
-      return dot_rows_few<2>(rows, num_rows, k, xs + t, outs + t);
-    case 1:
-      return dot_rows_few<1>(rows, num_rows, k, xs + t, outs + t);
-    default:
-      return;
-  }
+  for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
+    dot_rows_few<decltype(tile)::value>(rows, num_rows, k, xs + t, outs + t);
+  });
 }
 
 // Asks for `row_bytes` bytes of each of some rows, a few lines at a time between tiles of work, so
@@ -195,26 +197,17 @@ void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size
     auto prefetcher = RowPrefetcher::over(next, num_rows, next_width * sizeof(Weight), num_calls);
     for (std::size_t t = 0; t < num_tokens; ++t) x[t] = xs[t] + k0;
     const bool first = k0 == 0;
-    for (std::size_t t = 0; t < num_tokens;) {
-      float* lanes = scratch.accumulators + t * kBlockRows * W;
-      const std::size_t left = num_tokens - t;
-      if (left >= Simd::kDotTokens) {
-        dot_block_tokens<Simd::kDotTokens>(block, num_rows, x + t, width, lanes, first, prefetcher);
-        t += Simd::kDotTokens;
-      } else if (left >= 3) {
-        dot_block_tokens<3>(block, num_rows, x + t, width, lanes, first, prefetcher);
-        t += 3;
-      } else {
-        dot_block_tokens<1>(block, num_rows, x + t, width, lanes, first, prefetcher);
-        t += 1;
-      }
-    }
+    for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
+      dot_block_tokens<decltype(tile)::value>(block, num_rows, x + t, width,
+                                              scratch.accumulators + t * kBlockRows * W, first,
+                                              prefetcher);
+    });
   }
   for (std::size_t t = 0; t < num_tokens; ++t) {
     const float* lanes = scratch.accumulators + t * kBlockRows * W;
-    for (std::size_t r = 0; r < num_rows; ++r) {
-      outs[t][r] = Simd::sum_lanes(Simd::load(lanes + r * W));
-    }
+    std::size_t r = 0;
+    for (; r + W <= num_rows; r += W) Simd::sum_lanes_of_vectors(lanes + r * W, outs[t] + r);
+    for (; r < num_rows; ++r) outs[t][r] = Simd::sum_lanes(Simd::load(lanes + r * W));
   }
 }
 

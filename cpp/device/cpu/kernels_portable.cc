@@ -53,6 +53,9 @@ struct Portable {
     return a * reinterpret_cast<V>((exponent + 127) << 23);
   }
   static float sum_lanes(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static void sum_lanes_of_vectors(const float* vectors, float* sums) {
+    sum_lanes_one_by_one<Portable>(vectors, sums);
+  }
 };
 using Simd = Float32Dots<Portable>;
 

@@ -52,14 +52,10 @@ template <int N, typename Weight>
 void sum_tokens(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
                 const float* const* weights, float* const* outs, std::size_t column,
                 std::size_t num_tokens, bool accumulate) {
-  std::size_t t = 0;
-  for (; t + Simd::kSumTokens <= num_tokens; t += Simd::kSumTokens) {
-    sum_columns<Simd::kSumTokens, N>(rows, row_stride, num_rows, weights + t, outs + t, column,
-                                     accumulate);
-  }
-  for (; t < num_tokens; ++t) {
-    sum_columns<1, N>(rows, row_stride, num_rows, weights + t, outs + t, column, accumulate);
-  }
+  for_token_tiles<Simd::kSumTokens>(num_tokens, [&](std::size_t t, auto tile) {
+    sum_columns<decltype(tile)::value, N>(rows, row_stride, num_rows, weights + t, outs + t, column,
+                                          accumulate);
+  });
 }
 
 constexpr std::size_t kSumColumns = Simd::kSumVectors * W;  // columns of a tile

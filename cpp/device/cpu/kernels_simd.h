@@ -37,6 +37,14 @@ inline const float* float32_block(const float* row, float*, std::size_t) {
   return row;
 }
 
+// sums[i] = sum_lanes(vectors[i]) for as many vectors as one has lanes.
+template <typename Vectors>
+inline void sum_lanes_one_by_one(const float* vectors, float* sums) {
+  for (std::size_t i = 0; i < Vectors::kWidth; ++i) {
+    sums[i] = Vectors::sum_lanes(Vectors::load(vectors + i * Vectors::kWidth));
+  }
+}
+
 // Completes a set of vector operations to one whose dot products multiply in float32, whatever the
 // weights are.
 template <typename Vectors>
