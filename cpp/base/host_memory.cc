@@ -18,7 +18,7 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 }  // namespace
 
-HostMemory::HostMemory(std::size_t bytes, std::string_view what) {
+HostMemory::HostMemory(std::size_t bytes, std::string_view what, PageSize pages) {
   if (bytes == 0) return;
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -30,7 +30,7 @@ HostMemory::HostMemory(std::size_t bytes, std::string_view what) {
   size_ = bytes;
   // Streaming weights through 4 KiB pages costs a page walk every 4 KiB. Advice only: a system
   // without huge pages still works.
-  if (bytes >= kHugePage) madvise(data_, size_, MADV_HUGEPAGE);
+  if (pages == PageSize::huge && bytes >= kHugePage) madvise(data_, size_, MADV_HUGEPAGE);
 }
 
 HostMemory::~HostMemory() {

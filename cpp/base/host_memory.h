@@ -9,12 +9,16 @@
 
 namespace moerun {
 
+// Huge pages for what is streamed; small ones for what is reserved large and filled bit by bit, for
+// a touched page is taken whole.
+enum class PageSize { huge, small };
+
 class HostMemory {
  public:
   HostMemory() = default;
   // Zeroed, page-aligned. Pages are taken from the system when first touched. Throws OutOfMemory
   // saying `what` the memory was for.
-  HostMemory(std::size_t bytes, std::string_view what);
+  HostMemory(std::size_t bytes, std::string_view what, PageSize pages = PageSize::huge);
   ~HostMemory();
   HostMemory(HostMemory&& other) noexcept { swap(other); }
   HostMemory& operator=(HostMemory&& other) noexcept {

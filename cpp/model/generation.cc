@@ -6,11 +6,6 @@
 namespace moerun {
 namespace {
 
-std::size_t pass_size(const Model& model, std::size_t prompt_tokens) {
-  return std::min(static_cast<std::size_t>(model.options().prefill_chunk),
-                  std::max<std::size_t>(1, prompt_tokens));
-}
-
 std::uint64_t hash_of(std::span<const float> values) {
   std::uint64_t hash = 0xcbf29ce484222325ull;
   for (const float value : values) {
@@ -30,7 +25,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<std::int32_t> p
                        const GenerationParams& params)
     : prompt_((model->check_prompt(prompt), std::move(prompt))),
       params_(params),
-      session_(model, pass_size(*model, prompt_.size())),
+      session_(model),
       sampler_(params.sampling, static_cast<std::size_t>(model->config().vocab_size)),
       logits_(static_cast<std::size_t>(model->config().vocab_size)) {
   for (const std::int32_t token : prompt_) sampler_.observe(token);

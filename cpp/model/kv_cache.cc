@@ -10,7 +10,7 @@ KvCache::KvCache(const ModelConfig& config, std::size_t capacity_tokens)
       pitch_(padded(static_cast<std::size_t>(config.head_dim))) {
   const std::size_t bytes = 2 * num_kv_heads_ * capacity_ * pitch_ * sizeof(float);
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    layers_.emplace_back(bytes, "the KV cache");
+    layers_.emplace_back(bytes, "the KV cache", PageSize::small);
   }
 }
 

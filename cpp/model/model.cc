@@ -8,7 +8,6 @@
 #include "device/cpu/kernel_table.h"
 #include "io/checkpoint.h"
 #include "model/device_choice.h"
-#include "model/session.h"
 
 namespace moerun {
 namespace {
@@ -76,6 +75,22 @@ void Model::check_prompt(std::span<const std::int32_t> token_ids) const {
                                     ", found ", token_ids[i]));
     }
   }
+}
+
+std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
+  {
+    const std::lock_guard lock(memory_mutex_);
+    if (idle_memory_) return std::move(idle_memory_);
+  }
+  const auto max_tokens =
+      std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length_);
+  return std::make_unique<PassMemory>(
+      PassMemory{backend_->make_stream(), Workspace(config_, max_tokens)});
+}
+
+void Model::return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept {
+  const std::lock_guard lock(memory_mutex_);
+  idle_memory_ = std::move(memory);  // of two that end, one is enough
 }
 
 std::optional<GenerationStats> Model::generation_stats() const {

@@ -15,6 +15,7 @@
 #include "device/backend.h"
 #include "model/decoder.h"
 #include "model/sampler.h"
+#include "model/workspace.h"
 #include "weights/model_config.h"
 #include "weights/model_weights.h"
 
@@ -45,6 +46,14 @@ struct GenerationStats {
   std::uint64_t logits_hash = 0;   // FNV-1a of the last logits
   std::size_t kv_cache_bytes = 0;
   std::size_t scratch_bytes = 0;
+};
+
+// What a forward pass works in: a stream with its scratch memory, and the activations.
+struct PassMemory {
+  std::unique_ptr<Stream> stream;
+  Workspace workspace;
+
+  std::size_t bytes() const { return workspace.bytes() + stream->scratch_bytes(); }
 };
 
 // One model may be used from several threads; their steps take turns.
@@ -79,6 +88,11 @@ class Model {
   friend class Session;
   Model(ModelConfig config, const ModelOptions& options);
 
+  // Memory of sessions that have ended serves the next: pages fresh from the system must be zeroed
+  // first, which for a short prompt costs more than the prompt.
+  std::unique_ptr<PassMemory> borrow_pass_memory();
+  void return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept;
+
   ModelConfig config_;
   ModelOptions options_;
   std::size_t context_length_ = 0;
@@ -91,6 +105,8 @@ class Model {
   std::unique_ptr<Decoder> decoder_;
   LoadStats load_stats_;
   std::mutex step_mutex_;
+  std::mutex memory_mutex_;
+  std::unique_ptr<PassMemory> idle_memory_;
   mutable std::mutex stats_mutex_;
   std::optional<GenerationStats> generation_stats_;
 };

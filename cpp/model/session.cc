@@ -6,11 +6,12 @@
 
 namespace moerun {
 
-Session::Session(std::shared_ptr<Model> model, std::size_t max_tokens_per_pass)
+Session::Session(std::shared_ptr<Model> model)
     : model_(std::move(model)),
-      stream_(model_->backend_->make_stream()),
-      kv_cache_(model_->config(), model_->context_length()),
-      workspace_(model_->config(), max_tokens_per_pass) {}
+      memory_(model_->borrow_pass_memory()),
+      kv_cache_(model_->config(), model_->context_length()) {}
+
+Session::~Session() { model_->return_pass_memory(std::move(memory_)); }
 
 void Session::append(std::span<const std::int32_t> token_ids, std::span<float> logits,
                      const Checkpointer& between_layers) {
@@ -25,12 +26,13 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
   const std::size_t sequence_length = num_tokens_ + token_ids.size();
+  Workspace& workspace = memory_->workspace;
   const std::lock_guard lock(model_->step_mutex_);
-  for (std::size_t first = 0; first < token_ids.size(); first += workspace_.max_tokens()) {
-    const std::size_t count = std::min(workspace_.max_tokens(), token_ids.size() - first);
-    const Decoder::Pass pass{*stream_,
+  for (std::size_t first = 0; first < token_ids.size(); first += workspace.max_tokens()) {
+    const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
+    const Decoder::Pass pass{*memory_->stream,
                              kv_cache_,
-                             workspace_,
+                             workspace,
                              token_ids.subspan(first, count),
                              num_tokens_,
                              sequence_length,

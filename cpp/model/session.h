@@ -15,8 +15,10 @@ namespace moerun {
 
 class Session {
  public:
-  // `max_tokens_per_pass`: memory for activations is sized for it.
-  Session(std::shared_ptr<Model> model, std::size_t max_tokens_per_pass);
+  explicit Session(std::shared_ptr<Model> model);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
 
   // Appends tokens and computes the logits of the last one, or of all: `logits` has
   // (1, vocab_size) or (token_ids.size(), vocab_size) floats.
@@ -25,14 +27,13 @@ class Session {
 
   std::size_t num_tokens() const { return num_tokens_; }
   std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens_); }
-  std::size_t scratch_bytes() const { return workspace_.bytes() + stream_->scratch_bytes(); }
+  std::size_t scratch_bytes() const { return memory_->bytes(); }
   Model& model() { return *model_; }
 
  private:
   std::shared_ptr<Model> model_;
-  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   KvCache kv_cache_;
-  Workspace workspace_;
   std::size_t num_tokens_ = 0;
 };
 
