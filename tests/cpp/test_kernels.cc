@@ -109,11 +109,12 @@ TEST("a quantum of an expert agrees with the formula, for any number of tokens a
             std::vector<float> y(tokens * hidden, 0.5f);
             const auto ys = row_pointers<float>(y, tokens, hidden);
             kernels->segment_quantum(dtype, encoded.data(), records, hidden, xs.data(), ys.data(),
-                                     tokens, accumulate, scratch.data());
+                                     tokens, accumulate, /*more_follows=*/false, scratch.data());
             std::vector<float> alone(hidden, 0.5f);
             float* single = alone.data();
             kernels->segment_quantum(dtype, encoded.data(), records, hidden, &xs[tokens - 1],
-                                     &single, 1, accumulate, scratch.data());
+                                     &single, 1, accumulate, /*more_follows=*/false,
+                                     scratch.data());
             CHECK(std::memcmp(alone.data(), ys[tokens - 1], hidden * sizeof(float)) == 0);
             std::vector<double> expected(hidden, accumulate ? 0.5 : 0.0);
             for (std::size_t i = 0; i < records; ++i) {

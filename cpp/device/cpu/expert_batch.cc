@@ -12,6 +12,10 @@ namespace {
 // batches. Above, there are enough experts at work to occupy the threads whole.
 constexpr std::size_t kFewPairs = 32;
 
+// Of quanta with sums of their own, how many a thread takes at a time, and in how many goes.
+constexpr std::size_t kMaxRun = 16;
+constexpr std::size_t kRunsPerThread = 4;
+
 std::size_t num_quanta(std::size_t records) {
   return (records + kQuantumRecords - 1) / kQuantumRecords;
 }
@@ -58,14 +62,20 @@ float* ExpertBatch::sum(std::size_t pair, std::size_t quantum) const {
   return sums_.as<float>() + index * pitch_;
 }
 
-void ExpertBatch::list_items(std::span<const Segment> segments) {
+void ExpertBatch::list_items(std::span<const Segment> segments, std::size_t num_threads) {
   items_.clear();
+  // Long runs read memory faster, short ones share out better.
+  std::size_t quanta = 0;
+  for (const Segment& segment : segments) quanta += num_quanta(segment.num_records);
+  const std::size_t run =
+      kQuantumRecords *
+      std::clamp<std::size_t>(quanta / (kRunsPerThread * num_threads), 1, kMaxRun);
   for (const Segment& segment : segments) {
     const std::size_t begin = expert_begin_[segment.expert];
     const std::size_t end = expert_begin_[segment.expert + 1];
     if (begin == end) continue;
     const std::size_t record_end = segment.first_record + segment.num_records;
-    const std::size_t step = sums_per_quantum_ ? kQuantumRecords : segment.num_records;
+    const std::size_t step = sums_per_quantum_ ? run : segment.num_records;
     for (std::size_t record = segment.first_record; record < record_end; record += step) {
       const std::size_t records = std::min(step, record_end - record);
       for (std::size_t pair = begin; pair < end; pair += kMaxTokens) {
@@ -83,6 +93,7 @@ void ExpertBatch::list_items(std::span<const Segment> segments) {
 
 void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream& stream,
                           std::span<const Segment> segments) {
+  const auto num_threads = static_cast<std::size_t>(pool.num_threads());
   if (!sums_per_quantum_) {
     // Two segments of one expert share a sum, so they may not run side by side: one loop each run
     // of segments in which every expert is new.
@@ -93,7 +104,7 @@ void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream
         seen[segments[i].expert] = 1;
         continue;
       }
-      list_items(segments.subspan(first, i - first));
+      list_items(segments.subspan(first, i - first), num_threads);
       pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
         compute_item(items_[item], kernels, stream.kernel_scratch(worker));
       });
@@ -103,7 +114,7 @@ void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream
       first = i;
     }
   }
-  list_items(segments);
+  list_items(segments, num_threads);
   pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
     compute_item(items_[item], kernels, stream.kernel_scratch(worker));
   });
@@ -123,9 +134,11 @@ void ExpertBatch::compute_item(const Item& item, const CpuKernels& kernels, std:
     }
     const std::byte* records =
         item.segment->records.data() + (record - item.segment->first_record) * record_bytes;
+    const std::size_t count = std::min(kQuantumRecords, item.num_records - done);
     const bool accumulate = !sums_per_quantum_ && record != 0;
-    kernels.segment_quantum(dtype, records, std::min(kQuantumRecords, item.num_records - done),
-                            pitch_, xs, ys, item.num_pairs, accumulate, scratch);
+    const bool more_follows = done + count < item.num_records;
+    kernels.segment_quantum(dtype, records, count, pitch_, xs, ys, item.num_pairs, accumulate,
+                            more_follows, scratch);
   }
 }
 

@@ -29,7 +29,7 @@ class ExpertBatch {
   std::size_t scratch_bytes() const { return sums_.size(); }
 
  private:
-  // A run of tokens of one expert within one segment, or with few pairs one quantum of it.
+  // Tokens of one expert within one segment, or with few pairs within a few quanta of it.
   struct Item {
     const Segment* segment;
     std::size_t first_record;  // within the expert
@@ -38,7 +38,7 @@ class ExpertBatch {
     std::size_t num_pairs;
   };
 
-  void list_items(std::span<const Segment> segments);
+  void list_items(std::span<const Segment> segments, std::size_t num_threads);
   void compute_item(const Item& item, const CpuKernels& kernels, std::byte* scratch);
   float* sum(std::size_t pair, std::size_t quantum) const;
 

@@ -31,9 +31,11 @@ struct CpuKernels {
   // One quantum (num_records <= kQuantumRecords) of an expert, for each token:
   //   ys[t] (+)= sum_i down_i * (silu(gate_i . xs[t]) * (up_i . xs[t]))
   // `records` is (num_records, 3, hidden); the sum is formed first, then stored or added.
+  // more_follows: the caller goes on with what lies behind in memory, so it may be fetched ahead.
   void (*segment_quantum)(DType dtype, const std::byte* records, std::size_t num_records,
                           std::size_t hidden, const float* const* xs, float* const* ys,
-                          std::size_t num_tokens, bool accumulate, std::byte* scratch);
+                          std::size_t num_tokens, bool accumulate, bool more_follows,
+                          std::byte* scratch);
 
   // outs[t] = sum_j weights[t][j] * rows[j], j = 0..num_rows-1 in that order; float32 rows of n.
   void (*weighted_sum)(const float* rows, std::size_t row_stride_floats, std::size_t num_rows,

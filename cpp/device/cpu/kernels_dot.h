@@ -38,18 +38,19 @@ inline void for_token_tiles(std::size_t num_tokens, Body&& body) {
   if (left == 1) return body(t, Tile<1>{});
 }
 
-// acc[r][t] += rows[r] . xs[t] over elements [0, k). Meanwhile the A rows that come next are asked
-// for: the hardware's prefetcher stops at every 4 KiB page, which is about one row.
-template <int R, int T, int A = 0, typename Weight>
+struct NothingAhead {
+  inline __attribute__((always_inline)) void operator()(std::size_t) const {}
+};
+
+// acc[r][t] += rows[r] . xs[t] over elements [0, k). ahead(i) is called at every step: it asks for
+// memory that comes next, for the hardware's prefetcher stops at every 4 KiB page, which is about
+// one row.
+template <int R, int T, typename Weight, typename Ahead>
 inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
                                                     const float* const* xs, std::size_t k,
-                                                    V (&acc)[R][T],
-                                                    const Weight* const* ahead = nullptr) {
+                                                    V (&acc)[R][T], const Ahead& ahead) {
   const Weight* w[R];
   const float* x[T];
-  const Weight* next[A + 1];
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) next[a] = ahead[a];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) w[r] = rows[r];
 #pragma GCC unroll 8
@@ -58,8 +59,7 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
     typename Simd::template DotWeight<Weight> wv[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) wv[r].load(w[r] + i);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) __builtin_prefetch(next[a] + i, 0, 2);
+    ahead(i);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       typename Simd::template DotInput<Weight> xv;
@@ -70,17 +70,16 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
   }
 }
 
-template <int R, int T, int A = 0, typename Weight>
+template <int R, int T, typename Weight, typename Ahead = NothingAhead>
 inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, std::size_t k,
-                           float* const* outs, std::size_t first_row,
-                           const Weight* const* ahead = nullptr) {
+                           float* const* outs, std::size_t first_row, const Ahead& ahead = {}) {
   V acc[R][T];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) acc[r][t] = Simd::zero();
   }
-  dot_tile<R, T, A>(rows, xs, k, acc, ahead);
+  dot_tile<R, T>(rows, xs, k, acc, ahead);
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
@@ -96,7 +95,11 @@ void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k
   constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : Simd::kDotRows;
   std::size_t r = 0;
   for (; r + 2 * kRows <= num_rows; r += kRows) {
-    dot_tile_whole<kRows, T, kRows>(rows + r, xs, k, outs, r, rows + r + kRows);
+    const Weight* const* next = rows + r + kRows;
+    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, [next](std::size_t i) {
+#pragma GCC unroll 8
+      for (int a = 0; a < kRows; ++a) __builtin_prefetch(next[a] + i, 0, 2);
+    });
   }
   for (; r + kRows <= num_rows; r += kRows) dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r);
   for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
@@ -154,7 +157,7 @@ inline void dot_tile_resumed(const Weight* const* rows, const float* const* xs, 
       acc[r][t] = first ? Simd::zero() : Simd::load(lanes + (t * kBlockRows + r) * W);
     }
   }
-  dot_tile<R, T>(rows, xs, k, acc);
+  dot_tile<R, T>(rows, xs, k, acc, NothingAhead{});
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8

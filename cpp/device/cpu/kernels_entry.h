@@ -16,17 +16,18 @@ void dot_entry(DType dtype, const std::byte* rows, std::size_t row_stride, std::
 
 void segment_quantum_entry(DType dtype, const std::byte* records, std::size_t num_records,
                            std::size_t hidden, const float* const* xs, float* const* ys,
-                           std::size_t num_tokens, bool accumulate, std::byte* scratch) {
+                           std::size_t num_tokens, bool accumulate, bool more_follows,
+                           std::byte* scratch) {
   switch (dtype) {
     case DType::f32:
       return segment_quantum_typed<float>(records, num_records, hidden, xs, ys, num_tokens,
-                                          accumulate, scratch);
+                                          accumulate, more_follows, scratch);
     case DType::f16:
       return segment_quantum_typed<Half>(records, num_records, hidden, xs, ys, num_tokens,
-                                         accumulate, scratch);
+                                         accumulate, more_follows, scratch);
     case DType::bf16:
       return segment_quantum_typed<BFloat>(records, num_records, hidden, xs, ys, num_tokens,
-                                           accumulate, scratch);
+                                           accumulate, more_follows, scratch);
   }
 }
 

@@ -5,7 +5,9 @@
 // starting from zero; only then is it added to what earlier quanta gave.
 
 constexpr std::size_t kMaxQuantum = 32;
-constexpr std::size_t kGroupRecords = 4;  // of one token: gate and up of this many at a time
+
+template <typename Weight>
+constexpr std::size_t DotStep = Simd::template DotWeight<Weight>::kStep;
 
 // acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...].
 template <int T, int N, typename Weight>
@@ -110,63 +112,93 @@ inline void silu_mul(const float* gate, const float* up, float* activated, std::
   }
 }
 
+// Asks for kBytes bytes from `p` on.
+template <std::size_t kBytes>
+inline __attribute__((always_inline)) void prefetch_bytes(const std::byte* p) {
+#pragma GCC unroll 16
+  for (std::size_t b = 0; b < kBytes; b += 64) __builtin_prefetch(p + b, 0, 2);
+}
+
+// gate_up[0][i] = gate_i . x and gate_up[1][i] = up_i . x for `count` records, while what `next`
+// names is asked for.
+template <typename Weight>
+inline void gate_up_one_token(const Weight* records, std::size_t count, std::size_t hidden,
+                              const float* x, float (*gate_up)[kMaxQuantum],
+                              const std::byte* next) {
+  constexpr std::size_t kTile = Simd::kOneTokenRecords;
+  constexpr std::size_t kElementBytes = 2 * kTile * sizeof(Weight);  // of all rows of a tile
+  const Weight* rows[2 * kTile];
+  float products[2 * kTile];
+  float* out = products;
+  for (std::size_t i0 = 0; i0 < count; i0 += kTile) {
+    const std::size_t tile = count - i0 < kTile ? count - i0 : kTile;
+    for (std::size_t i = 0; i < tile; ++i) {
+      rows[i] = records + (i0 + i) * 3 * hidden;
+      rows[tile + i] = rows[i] + hidden;
+    }
+    if (tile == kTile) {
+      dot_tile_whole<2 * kTile, 1>(rows, &x, hidden, &out, 0, [next](std::size_t i) {
+        prefetch_bytes<DotStep<Weight> * kElementBytes>(next + i * kElementBytes);
+      });
+      next += hidden * kElementBytes;
+    } else {
+      dot_rows_few<1>(rows, 2 * tile, hidden, &x, &out);
+    }
+    for (std::size_t i = 0; i < tile; ++i) {
+      gate_up[0][i0 + i] = products[i];
+      gate_up[1][i0 + i] = products[tile + i];
+    }
+  }
+}
+
+// y (+)= sum of weights[i] * down_i over kCount records, continuing the sum that y holds unless
+// `first`; what `next` names is asked for meanwhile, as much as is used up.
+template <std::size_t kCount, typename Weight>
+inline void down_one_token(const Weight* down, std::size_t hidden, const float* weights, float* y,
+                           bool first, const std::byte* next) {
+  constexpr std::size_t kStepBytes = kCount * W * sizeof(Weight);
+  V a[kCount];
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < kCount; ++i) a[i] = Simd::set1(weights[i]);
+  for (std::size_t h = 0; h < hidden; h += W, next += kStepBytes) {
+    V sum = first ? Simd::zero() : Simd::load(y + h);
+    prefetch_bytes<kStepBytes>(next);
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < kCount; ++i) {
+      sum = Simd::fma(a[i], Simd::load(down + i * 3 * hidden + h), sum);
+    }
+    Simd::store(y + h, sum);
+  }
+}
+
 // One token: the records are walked once, front to back, in groups whose gate and up rows are
 // reduced together and whose down rows are added to y while y is in the first-level cache.
 template <typename Weight>
 void quantum_one_token(const Weight* records, std::size_t num_records, std::size_t hidden,
-                       const float* x, float* y, bool accumulate, float* partial) {
+                       const float* x, float* y, bool accumulate, bool more_follows,
+                       float* partial) {
+  constexpr std::size_t kGroup = 2 * Simd::kOneTokenRecords;
   float* target = accumulate ? partial : y;
-  for (std::size_t i0 = 0; i0 < num_records; i0 += kGroupRecords) {
-    const std::size_t count = num_records - i0 < kGroupRecords ? num_records - i0 : kGroupRecords;
+  for (std::size_t i0 = 0; i0 < num_records; i0 += kGroup) {
+    const std::size_t count = num_records - i0 < kGroup ? num_records - i0 : kGroup;
     const Weight* group = records + i0 * 3 * hidden;
     alignas(64) float gate_up[2][kMaxQuantum] = {};
-    const Weight* rows[2 * kGroupRecords];
-    for (std::size_t i = 0; i < count; ++i) {
-      rows[i] = group + i * 3 * hidden;
-      rows[count + i] = group + (i * 3 + 1) * hidden;
-    }
-    alignas(64) float products[2 * kMaxQuantum];
-    float* out = products;
-    const Weight* down_rows[kGroupRecords];
-    for (std::size_t i = 0; i < count; ++i) down_rows[i] = group + (i * 3 + 2) * hidden;
-    if (count == kGroupRecords) {
-      dot_tile_whole<2 * kGroupRecords, 1, kGroupRecords>(rows, &x, hidden, &out, 0, down_rows);
-    } else {
-      dot_rows_few<1>(rows, 2 * count, hidden, &x, &out);
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      gate_up[0][i] = products[i];
-      gate_up[1][i] = products[count + i];
-    }
-    alignas(64) float a[W < kGroupRecords ? kGroupRecords : W];
-    silu_mul(gate_up[0], gate_up[1], a, W < kGroupRecords ? kGroupRecords : W);
+    alignas(64) float a[kMaxQuantum];
+    // What another thread will read must not be asked for here: look back instead of ahead.
+    const bool last = i0 + kGroup >= num_records && !more_follows;
+    const auto* next =
+        reinterpret_cast<const std::byte*>(last ? group : group + kGroup * 3 * hidden);
+    gate_up_one_token(group, count, hidden, x, gate_up, next);
+    silu_mul(gate_up[0], gate_up[1], a, (count + W - 1) / W * W);
     const Weight* down = group + 2 * hidden;
-    if (count == kGroupRecords) {
-      const V a0 = Simd::set1(a[0]);
-      const V a1 = Simd::set1(a[1]);
-      const V a2 = Simd::set1(a[2]);
-      const V a3 = Simd::set1(a[3]);
-      const Weight* next = group + kGroupRecords * 3 * hidden;  // asked for meanwhile
-      for (std::size_t h = 0; h < hidden; h += W) {
-        V sum = i0 == 0 ? Simd::zero() : Simd::load(target + h);
-#pragma GCC unroll 8
-        for (std::size_t i = 0; i < kGroupRecords; ++i) {
-          __builtin_prefetch(next + i * 3 * hidden + h, 0, 2);
-          __builtin_prefetch(next + (i * 3 + 1) * hidden + h, 0, 2);
-        }
-        sum = Simd::fma(a0, Simd::load(down + h), sum);
-        sum = Simd::fma(a1, Simd::load(down + 3 * hidden + h), sum);
-        sum = Simd::fma(a2, Simd::load(down + 6 * hidden + h), sum);
-        sum = Simd::fma(a3, Simd::load(down + 9 * hidden + h), sum);
-        Simd::store(target + h, sum);
-      }
+    if (count == kGroup) {
+      down_one_token<kGroup>(down, hidden, a, target, i0 == 0,
+                             next + kGroup * 2 * hidden * sizeof(Weight));
     } else {
-      for (std::size_t h = 0; h < hidden; h += W) {
-        V sum = i0 == 0 ? Simd::zero() : Simd::load(target + h);
-        for (std::size_t i = 0; i < count; ++i) {
-          sum = Simd::fma(Simd::set1(a[i]), Simd::load(down + i * 3 * hidden + h), sum);
-        }
-        Simd::store(target + h, sum);
+      for (std::size_t i = 0; i < count; ++i) {
+        const Weight* row = down + i * 3 * hidden;
+        down_one_token<1>(row, hidden, a + i, target, i0 + i == 0,
+                          reinterpret_cast<const std::byte*>(row));
       }
     }
   }
@@ -233,10 +265,10 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
 template <typename Weight>
 void segment_quantum_typed(const std::byte* records, std::size_t num_records, std::size_t hidden,
                            const float* const* xs, float* const* ys, std::size_t num_tokens,
-                           bool accumulate, std::byte* scratch) {
+                           bool accumulate, bool more_follows, std::byte* scratch) {
   const auto* typed = reinterpret_cast<const Weight*>(records);
   if (num_tokens == 1) {
-    quantum_one_token(typed, num_records, hidden, xs[0], ys[0], accumulate,
+    quantum_one_token(typed, num_records, hidden, xs[0], ys[0], accumulate, more_follows,
                       reinterpret_cast<float*>(scratch));
   } else {
     quantum_many_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate,
