@@ -10,7 +10,7 @@ namespace {
 
 // Rows of a projection that one thread takes at a time: enough work to pay for the hand-out, small
 // enough to share out evenly.
-constexpr std::size_t kRowsPerItem = 64;
+constexpr std::size_t kRowsPerItem = 128;
 
 CpuStream& cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
 

@@ -43,6 +43,7 @@ void ExpertBatch::begin(const ExpertShape& shape, Activations x, const Routing& 
     pairs_of_expert_[next[id]++] = static_cast<std::uint32_t>(pair);
   }
 
+  num_folded_.assign(num_ids, 1);
   sum_offset_.assign(routing.slots + 1, 0);
   for (std::size_t slot = 0; slot < routing.slots; ++slot) {
     // A slot holds either always the shared expert or always a routed one.
@@ -78,6 +79,7 @@ void ExpertBatch::list_items(std::span<const Segment> segments, std::size_t num_
     const std::size_t step = sums_per_quantum_ ? run : segment.num_records;
     for (std::size_t record = segment.first_record; record < record_end; record += step) {
       const std::size_t records = std::min(step, record_end - record);
+      if (record == 0) num_folded_[segment.expert] = num_quanta(records);
       for (std::size_t pair = begin; pair < end; pair += kMaxTokens) {
         items_.push_back({&segment, record, records, pair, std::min(kMaxTokens, end - pair)});
       }
@@ -125,17 +127,21 @@ void ExpertBatch::compute_item(const Item& item, const CpuKernels& kernels, std:
   const std::size_t record_bytes = 3 * pitch_ * size_of(dtype);
   const float* xs[kMaxTokens];
   float* ys[kMaxTokens];
+  // A run that starts at the expert's first record adds its quanta up as it goes, which is the
+  // order they are added in anyway; later runs cannot, for what comes before them may not be there
+  // yet.
+  const bool folds = !sums_per_quantum_ || item.first_record == 0;
   for (std::size_t done = 0; done < item.num_records; done += kQuantumRecords) {
     const std::size_t record = item.first_record + done;
     for (std::size_t i = 0; i < item.num_pairs; ++i) {
       const std::size_t pair = pairs_of_expert_[item.first_pair + i];
       xs[i] = x_.row(pair / routing_.slots);
-      ys[i] = sum(pair, record / kQuantumRecords);
+      ys[i] = sum(pair, folds ? 0 : record / kQuantumRecords);
     }
     const std::byte* records =
         item.segment->records.data() + (record - item.segment->first_record) * record_bytes;
     const std::size_t count = std::min(kQuantumRecords, item.num_records - done);
-    const bool accumulate = !sums_per_quantum_ && record != 0;
+    const bool accumulate = folds && record != 0;
     const bool more_follows = done + count < item.num_records;
     kernels.segment_quantum(dtype, records, count, pitch_, xs, ys, item.num_pairs, accumulate,
                             more_follows, scratch);
@@ -154,10 +160,11 @@ void ExpertBatch::finish(ThreadPool& pool, const CpuKernels& kernels, float scal
     for (std::size_t slot = 0; slot < routing_.slots; ++slot) {
       const std::size_t pair = token * routing_.slots + slot;
       const std::size_t sums = sum_offset_[slot + 1] - sum_offset_[slot];
+      const auto expert_id = static_cast<std::size_t>(routing_.expert_ids[pair]);
       const float* whole = sum(pair, 0) + column;
       if (sums > 1) {
         kernels.scale(1.0f, whole, expert, width, /*accumulate=*/false);
-        for (std::size_t q = 1; q < sums; ++q) {
+        for (std::size_t q = num_folded_[expert_id]; q < sums; ++q) {
           kernels.scale(1.0f, sum(pair, q) + column, expert, width, /*accumulate=*/true);
         }
         whole = expert;

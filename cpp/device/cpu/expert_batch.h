@@ -48,8 +48,9 @@ class ExpertBatch {
   std::size_t pitch_ = 0;
   bool sums_per_quantum_ = false;
   HostMemory sums_;
-  std::vector<std::size_t> sum_offset_;         // (slots + 1) quanta before each slot, one token
-  std::vector<std::uint32_t> expert_begin_;     // (num_experts + 2) into pairs_of_expert_
+  std::vector<std::size_t> sum_offset_;      // (slots + 1) quanta before each slot, one token
+  std::vector<std::size_t> num_folded_;      // by expert: quanta that the first of its sums holds
+  std::vector<std::uint32_t> expert_begin_;  // (num_experts + 2) into pairs_of_expert_
   std::vector<std::uint32_t> pairs_of_expert_;  // pairs, by expert
   std::vector<Item> items_;
 };

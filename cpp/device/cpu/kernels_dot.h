@@ -87,29 +87,35 @@ inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, st
   }
 }
 
-// Few tokens: weights are streamed once from memory and converted in registers.
+// Few tokens: weights are streamed once from memory and converted in registers. rows_after: as many
+// rows as there are, which will be read next.
 template <int T, typename Weight>
 void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k,
-                  const float* const* xs, float* const* outs) {
+                  const float* const* xs, float* const* outs, const std::byte* const* rows_after) {
   // One token leaves registers for more rows, and needs them: one row's additions form a chain.
   constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : Simd::kDotRows;
   std::size_t r = 0;
-  for (; r + 2 * kRows <= num_rows; r += kRows) {
-    const Weight* const* next = rows + r + kRows;
-    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, [next](std::size_t i) {
+  for (; r + kRows <= num_rows; r += kRows) {
+    const Weight* next[kRows];
+    const bool last = r + 2 * kRows > num_rows;
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; ++a) {
+      next[a] = last ? reinterpret_cast<const Weight*>(rows_after[a]) : rows[r + kRows + a];
+    }
+    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, [&next](std::size_t i) {
 #pragma GCC unroll 8
       for (int a = 0; a < kRows; ++a) __builtin_prefetch(next[a] + i, 0, 2);
     });
   }
-  for (; r + kRows <= num_rows; r += kRows) dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r);
   for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
 }
 
 template <typename Weight>
 void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
-                     const float* const* xs, float* const* outs, std::size_t num_tokens) {
+                     const float* const* xs, float* const* outs, std::size_t num_tokens,
+                     const std::byte* const* rows_after) {
   for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
-    dot_rows_few<decltype(tile)::value>(rows, num_rows, k, xs + t, outs + t);
+    dot_rows_few<decltype(tile)::value>(rows, num_rows, k, xs + t, outs + t, rows_after);
   });
 }
 
@@ -219,7 +225,7 @@ void dot_rows(const Weight* const* rows, std::size_t num_rows, std::size_t k,
               const float* const* xs, float* const* outs, std::size_t num_tokens,
               DotScratch& scratch, const std::byte* const* rows_after) {
   if (num_tokens < kConvertFromTokens) {
-    dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens);
+    dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens, rows_after);
   } else {
     dot_rows_blocked(rows, num_rows, k, xs, outs, num_tokens, scratch, rows_after);
   }
@@ -236,7 +242,9 @@ void dot_typed(const std::byte* data, std::size_t row_stride, std::size_t num_ro
     const std::size_t count = num_rows - r0 < kBlockRows ? num_rows - r0 : kBlockRows;
     for (std::size_t r = 0; r < count; ++r) {
       rows[r] = reinterpret_cast<const Weight*>(data + (r0 + r) * row_stride);
-      rows_after[r] = data + (r0 + count + r) * row_stride;
+      // Behind the last row lies what another thread reads: ask for this row instead.
+      const std::size_t after = r0 + count + r;
+      rows_after[r] = data + (after < num_rows ? after : r0 + r) * row_stride;
     }
     for (std::size_t t = 0; t < num_tokens; ++t) shifted[t] = outs[t] + r0;
     dot_rows(rows, count, k, xs, shifted, num_tokens, scratch, rows_after);

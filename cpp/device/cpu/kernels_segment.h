@@ -142,7 +142,9 @@ inline void gate_up_one_token(const Weight* records, std::size_t count, std::siz
       });
       next += hidden * kElementBytes;
     } else {
-      dot_rows_few<1>(rows, 2 * tile, hidden, &x, &out);
+      for (std::size_t r = 0; r < 2 * tile; ++r) {
+        dot_tile_whole<1, 1>(rows + r, &x, hidden, &out, r);
+      }
     }
     for (std::size_t i = 0; i < tile; ++i) {
       gate_up[0][i0 + i] = products[i];
