@@ -54,6 +54,10 @@ struct CpuKernels {
 
   // y[i] = w * x[i], or y[i] += w * x[i]; n a multiple of 16.
   void (*scale)(float w, const float* x, float* y, std::size_t n, bool accumulate);
+
+  // Some sum of all n elements, as fast as they can be read: the bound of every kernel above. n a
+  // multiple of 64.
+  float (*read_all)(const float* x, std::size_t n);
 };
 
 // The sets this build contains, best first; those after the first supported one are fallbacks.

@@ -40,6 +40,7 @@ void weighted_sum_entry(const float* rows, std::size_t row_stride_floats, std::s
 static_assert(sizeof(SegmentScratch) <= kKernelScratchBytes);
 
 constexpr CpuKernels make_kernels(std::string_view name) {
-  return {name,        dot_entry,    segment_quantum_entry, weighted_sum_entry,
-          softmax_row, rms_norm_row, layer_norm_row,        scale_row};
+  return {name,           dot_entry,    segment_quantum_entry, weighted_sum_entry,
+          softmax_row,    rms_norm_row, layer_norm_row,        scale_row,
+          read_all_floats};
 }
