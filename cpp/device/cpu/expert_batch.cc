@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kFewPairs = 32;
 
 // Of quanta with sums of their own, how many a thread takes at a time, and in how many goes.
-constexpr std::size_t kMaxRun = 16;
+constexpr std::size_t kMaxRun = 8;
 constexpr std::size_t kRunsPerThread = 4;
 
 std::size_t num_quanta(std::size_t records) {
