@@ -79,6 +79,17 @@ def test_cpp(cpp_tests, name, tmp_path):
     run(cpp_tests, name, cwd=tmp_path)
 
 
+def test_a_kernel_file_shares_no_function_with_files_for_lesser_processors(cpp_build):
+    """An inline function compiled for AVX-512 must not be the copy that the linker keeps."""
+    objects = sorted(cpp_build.glob("cpp/CMakeFiles/moerun.dir/device/cpu/kernels_*.o"))
+    assert len(objects) == 4
+    for file in objects:
+        kernel_set = file.name.removeprefix("kernels_").removesuffix(".cc.o")
+        symbols = run(tool("nm"), "-C", "--defined-only", "--extern-only", file).splitlines()
+        names = [line.split(maxsplit=2)[2] for line in symbols]
+        assert names == [f"moerun::cpu_kernels_{kernel_set}()"]
+
+
 CONSUMER_CMAKE = """
 cmake_minimum_required(VERSION 3.24)
 project(consumer LANGUAGES C CXX)
