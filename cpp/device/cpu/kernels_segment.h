@@ -117,9 +117,10 @@ constexpr std::size_t kGroup = Simd::kOneTokenRecords;
 // One step of walking an expert: the gate and up rows of one group of records are reduced, while
 // the down rows of the group before it (whose weights are `a`) are added to y. Doing both in one
 // loop keeps memory busy: apart, it would idle at every change between them. The rows of the group
-// at `next` are asked for meanwhile, all in step. Groups of two were fastest on an Emerald Rapids
-// (two cores: 28.8 GB/s; groups of four 26.3, of one 26.7; two separate loops 26.5). kGates and
-// kDowns switch the two halves, at a quantum's ends.
+// at `next` are asked for meanwhile, all in step. Groups of two were fastest in a loop over
+// segments alone (two cores of an Emerald Rapids: 28.8 GB/s; groups of four 26.3, of one 26.7; two
+// separate loops 26.5; +-1); a whole decoded token showed no difference. kGates and kDowns switch
+// the two halves, at a quantum's ends.
 template <bool kGates, bool kDowns, typename Weight>
 inline void walk_group(const Weight* group, std::size_t hidden, const float* x, const float* a,
                        float* y, bool first, float* products, const Weight* next) {
