@@ -16,6 +16,11 @@ constexpr std::size_t kFewPairs = 32;
 constexpr std::size_t kMaxRun = 8;
 constexpr std::size_t kRunsPerThread = 4;
 
+// Most sums were written by other threads: fetching them from there takes as long as from memory.
+void prefetch(const float* x, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(x + i);
+}
+
 std::size_t num_quanta(std::size_t records) {
   return (records + kQuantumRecords - 1) / kQuantumRecords;
 }
@@ -65,31 +70,47 @@ float* ExpertBatch::sum(std::size_t pair, std::size_t quantum) const {
 
 void ExpertBatch::list_items(std::span<const Segment> segments, std::size_t num_threads) {
   items_.clear();
-  // Long runs read memory faster, short ones share out better.
-  std::size_t quanta = 0;
-  for (const Segment& segment : segments) quanta += num_quanta(segment.num_records);
-  const std::size_t run =
-      kQuantumRecords *
-      std::clamp<std::size_t>(quanta / (kRunsPerThread * num_threads), 1, kMaxRun);
-  for (const Segment& segment : segments) {
-    const std::size_t begin = expert_begin_[segment.expert];
-    const std::size_t end = expert_begin_[segment.expert + 1];
-    if (begin == end) continue;
-    const std::size_t record_end = segment.first_record + segment.num_records;
-    const std::size_t step = sums_per_quantum_ ? run : segment.num_records;
-    for (std::size_t record = segment.first_record; record < record_end; record += step) {
-      const std::size_t records = std::min(step, record_end - record);
-      if (record == 0) num_folded_[segment.expert] = num_quanta(records);
-      for (std::size_t pair = begin; pair < end; pair += kMaxTokens) {
-        items_.push_back({&segment, record, records, pair, std::min(kMaxTokens, end - pair)});
-      }
-    }
-  }
-  // The largest first, or the last one alone would keep the other threads waiting.
   if (!sums_per_quantum_) {
+    for (const Segment& segment : segments)
+      add_items(segment, segment.first_record, segment.num_records);
+    // The largest first, or the last one alone would keep the other threads waiting.
     std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) {
       return a.num_pairs * a.num_records > b.num_pairs * b.num_records;
     });
+    return;
+  }
+  // Long runs read memory faster, and one that starts an expert needs only one sum; short ones
+  // share out better. So first come long runs from the start of every expert, then what is left.
+  std::size_t quanta = 0;
+  for (const Segment& segment : segments) quanta += num_quanta(segment.num_records);
+  const std::size_t run =
+      std::clamp<std::size_t>(quanta / (kRunsPerThread * num_threads), 1, kMaxRun);
+  const std::size_t long_run = std::max(run, quanta / (2 * num_threads));
+  const auto first_run_of = [&](const Segment& segment) {
+    if (segment.first_record != 0) return std::size_t{0};
+    const std::size_t most = num_quanta(segment.num_records) * 3 / 4;
+    return std::min(segment.num_records, kQuantumRecords * std::max(run, std::min(long_run, most)));
+  };
+  for (const Segment& segment : segments) {
+    const std::size_t records = first_run_of(segment);
+    if (records == 0) continue;
+    num_folded_[segment.expert] = num_quanta(records);
+    add_items(segment, 0, records);
+  }
+  for (const Segment& segment : segments) {
+    const std::size_t end = segment.first_record + segment.num_records;
+    for (std::size_t record = segment.first_record + first_run_of(segment); record < end;
+         record += run * kQuantumRecords) {
+      add_items(segment, record, std::min(run * kQuantumRecords, end - record));
+    }
+  }
+}
+
+void ExpertBatch::add_items(const Segment& segment, std::size_t first_record,
+                            std::size_t num_records) {
+  const std::size_t end = expert_begin_[segment.expert + 1];
+  for (std::size_t pair = expert_begin_[segment.expert]; pair < end; pair += kMaxTokens) {
+    items_.push_back({&segment, first_record, num_records, pair, std::min(kMaxTokens, end - pair)});
   }
 }
 
@@ -165,6 +186,7 @@ void ExpertBatch::finish(ThreadPool& pool, const CpuKernels& kernels, float scal
       if (sums > 1) {
         kernels.scale(1.0f, whole, expert, width, /*accumulate=*/false);
         for (std::size_t q = num_folded_[expert_id]; q < sums; ++q) {
+          if (q + 1 < sums) prefetch(sum(pair, q + 1) + column, width);
           kernels.scale(1.0f, sum(pair, q) + column, expert, width, /*accumulate=*/true);
         }
         whole = expert;

@@ -39,6 +39,7 @@ class ExpertBatch {
   };
 
   void list_items(std::span<const Segment> segments, std::size_t num_threads);
+  void add_items(const Segment& segment, std::size_t first_record, std::size_t num_records);
   void compute_item(const Item& item, const CpuKernels& kernels, std::byte* scratch);
   float* sum(std::size_t pair, std::size_t quantum) const;
 

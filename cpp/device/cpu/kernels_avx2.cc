@@ -31,6 +31,10 @@ struct Avx2 {
   static V load(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  template <typename Weight, std::size_t kParts>
+  static inline __attribute__((always_inline)) void load_line(const Weight* p, V (&parts)[kParts]) {
+    load_line_by_parts<Avx2>(p, parts);
+  }
   static void store(float* p, V v) { _mm256_storeu_ps(p, v); }
   static V add(V a, V b) { return _mm256_add_ps(a, b); }
   static V sub(V a, V b) { return _mm256_sub_ps(a, b); }

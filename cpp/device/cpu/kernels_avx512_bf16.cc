@@ -47,6 +47,8 @@ template <typename Weight>
 struct DotTypes {
   using Row = Float32DotWeight<Avx512, Weight>;
   using Input = Float32DotInput<Avx512>;
+  using Line = Float32Line<Avx512, Weight>;
+  using LineInput = Float32LineInput<Avx512, Weight>;
   using Block = float;
 };
 
@@ -54,22 +56,33 @@ template <>
 struct DotTypes<BFloat> {
   using Row = BFloatPairs;
   using Input = SplitInput;
+  using Line = BFloatPairs;
+  using LineInput = SplitInput;
   using Block = BFloat;
 };
 
 struct Simd : Float32Dots<Avx512> {
   using Float32Dots<Avx512>::dot_step;
+  using Float32Dots<Avx512>::line_step;
   using Float32Dots<Avx512>::to_block;
   template <typename Weight>
   using DotWeight = typename DotTypes<Weight>::Row;
   template <typename Weight>
   using DotInput = typename DotTypes<Weight>::Input;
   template <typename Weight>
+  using LineWeight = typename DotTypes<Weight>::Line;
+  template <typename Weight>
+  using LineInput = typename DotTypes<Weight>::LineInput;
+  template <typename Weight>
   using BlockedWeight = typename DotTypes<Weight>::Block;
 
   static inline __attribute__((always_inline)) V dot_step(V acc, const BFloatPairs& w,
                                                           const SplitInput& x) {
     return _mm512_dpbf16_ps(_mm512_dpbf16_ps(acc, x.high, w.pairs), x.low, w.pairs);
+  }
+  static inline __attribute__((always_inline)) V line_step(V acc, const BFloatPairs& w,
+                                                           const SplitInput& x) {
+    return dot_step(acc, w, x);
   }
   static const BFloat* to_block(const BFloat* row, float*, std::size_t) { return row; }
 };

@@ -38,13 +38,17 @@ inline void for_token_tiles(std::size_t num_tokens, Body&& body) {
   if (left == 1) return body(t, Tile<1>{});
 }
 
+// How far ahead of its use memory is asked for, in every one of the rows that are read in step:
+// some 4 to 6 KiB in all. Less comes late, more drives what is awaited out of the first-level
+// cache.
+constexpr std::size_t kAheadBytes = 512;
+
 struct NothingAhead {
   inline __attribute__((always_inline)) void operator()(std::size_t) const {}
 };
 
-// acc[r][t] += rows[r] . xs[t] over elements [0, k). ahead(i) is called at every step: it asks for
-// memory that comes next, for the hardware's prefetcher stops at every 4 KiB page, which is about
-// one row.
+// acc[r][t] += rows[r] . xs[t] over elements [0, k). ahead(i) is called at every cache line of the
+// rows, to ask for memory that comes later.
 template <int R, int T, typename Weight, typename Ahead>
 inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
                                                     const float* const* xs, std::size_t k,
@@ -55,31 +59,79 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
   for (int r = 0; r < R; ++r) w[r] = rows[r];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) x[t] = xs[t];
-  for (std::size_t i = 0; i < k; i += Simd::template DotWeight<Weight>::kStep) {
-    typename Simd::template DotWeight<Weight> wv[R];
+  if constexpr (T == 1) {
+    for (std::size_t i = 0; i < k; i += kLine<Weight>) {
+      ahead(i);
+      typename Simd::template LineInput<Weight> xv;
+      xv.load(x[0] + i);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) wv[r].load(w[r] + i);
-    ahead(i);
+      for (int r = 0; r < R; ++r) {
+        typename Simd::template LineWeight<Weight> wv;
+        wv.load(w[r] + i);
+        acc[r][0] = Simd::line_step(acc[r][0], wv, xv);
+      }
+    }
+    return;
+  }
+  constexpr std::size_t kStep = Simd::template DotWeight<Weight>::kStep;
+  for (std::size_t line = 0; line < k; line += kLine<Weight>) {
+    ahead(line);
+#pragma GCC unroll 4
+    for (std::size_t i = line; i < line + kLine<Weight>; i += kStep) {
+      typename Simd::template DotWeight<Weight> wv[R];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      typename Simd::template DotInput<Weight> xv;
-      xv.load(x[t] + i);
+      for (int r = 0; r < R; ++r) wv[r].load(w[r] + i);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r][t] = Simd::dot_step(acc[r][t], wv[r], xv);
+      for (int t = 0; t < T; ++t) {
+        typename Simd::template DotInput<Weight> xv;
+        xv.load(x[t] + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) acc[r][t] = Simd::dot_step(acc[r][t], wv[r], xv);
+      }
     }
   }
 }
 
-template <int R, int T, typename Weight, typename Ahead = NothingAhead>
+// outs[t][first_row + r] = rows[r] . xs[t]. next: the R rows that will be read after these, or
+// none.
+template <int R, int T, typename Weight>
 inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, std::size_t k,
-                           float* const* outs, std::size_t first_row, const Ahead& ahead = {}) {
+                           float* const* outs, std::size_t first_row,
+                           const Weight* const* next = nullptr) {
   V acc[R][T];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) acc[r][t] = Simd::zero();
   }
-  dot_tile<R, T>(rows, xs, k, acc, ahead);
+  if (next == nullptr) {
+    dot_tile<R, T>(rows, xs, k, acc, NothingAhead{});
+  } else {
+    // The rows ask for themselves until their end comes near, then for those that follow.
+    constexpr std::size_t kAhead = kAheadBytes / sizeof(Weight);
+    const std::size_t tail = k < kAhead ? k : kAhead;
+    const std::size_t head = k - tail;
+    const Weight* tail_rows[R];
+    const float* tail_xs[T];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) tail_rows[r] = rows[r] + head;
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) tail_xs[t] = xs[t] + head;
+    dot_tile<R, T>(rows, xs, head, acc, [&](std::size_t i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(rows[r] + tail + i);
+        __builtin_prefetch(next[r] + i, 0, 2);
+      }
+    });
+    dot_tile<R, T>(tail_rows, tail_xs, tail, acc, [&](std::size_t i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(next[r] + i);
+        __builtin_prefetch(next[r] + head + i, 0, 2);
+      }
+    });
+  }
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
@@ -92,8 +144,7 @@ inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, st
 template <int T, typename Weight>
 void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                   const float* const* xs, float* const* outs, const std::byte* const* rows_after) {
-  // One token leaves registers for more rows, and needs them: one row's additions form a chain.
-  constexpr int kRows = T == 1 ? 2 * Simd::kDotRows : Simd::kDotRows;
+  constexpr int kRows = Simd::kDotRows;
   std::size_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
     const Weight* next[kRows];
@@ -102,10 +153,7 @@ void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k
     for (int a = 0; a < kRows; ++a) {
       next[a] = last ? reinterpret_cast<const Weight*>(rows_after[a]) : rows[r + kRows + a];
     }
-    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, [&next](std::size_t i) {
-#pragma GCC unroll 8
-      for (int a = 0; a < kRows; ++a) __builtin_prefetch(next[a] + i, 0, 2);
-    });
+    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, next);
   }
   for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
 }

@@ -37,6 +37,10 @@ struct Portable {
     return V{f16_to_float(p[0].bits), f16_to_float(p[1].bits), f16_to_float(p[2].bits),
              f16_to_float(p[3].bits)};
   }
+  template <typename Weight, std::size_t kParts>
+  static inline __attribute__((always_inline)) void load_line(const Weight* p, V (&parts)[kParts]) {
+    load_line_by_parts<Portable>(p, parts);
+  }
   static void store(float* p, V v) { std::memcpy(p, &v, sizeof(v)); }
   static V add(V a, V b) { return a + b; }
   static V sub(V a, V b) { return a - b; }

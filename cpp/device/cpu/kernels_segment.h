@@ -6,9 +6,6 @@
 
 constexpr std::size_t kMaxQuantum = 32;
 
-template <typename Weight>
-constexpr std::size_t DotStep = Simd::template DotWeight<Weight>::kStep;
-
 // acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...].
 template <int T, int N, typename Weight>
 inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::size_t row_stride,
@@ -60,12 +57,31 @@ void sum_tokens(const Weight* rows, std::size_t row_stride, std::size_t num_rows
   });
 }
 
+// One token leaves registers for wider tiles, so that rows are read in longer pieces.
+template <typename Weight>
+void sum_rows_one_token(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
+                        std::size_t n, const float* const* weights, float* const* outs,
+                        bool accumulate) {
+  constexpr int kVectors = 2 * Simd::kSumVectors;
+  std::size_t column = 0;
+  for (; column + kVectors * W <= n; column += kVectors * W) {
+    sum_columns<1, kVectors>(rows + column, row_stride, num_rows, weights, outs, column,
+                             accumulate);
+  }
+  for (; column < n; column += W) {
+    sum_columns<1, 1>(rows + column, row_stride, num_rows, weights, outs, column, accumulate);
+  }
+}
+
 constexpr std::size_t kSumColumns = Simd::kSumVectors * W;  // columns of a tile
 
 template <typename Weight>
 void sum_rows(const Weight* rows, std::size_t row_stride, std::size_t num_rows, std::size_t n,
               const float* const* weights, float* const* outs, std::size_t num_tokens,
               bool accumulate) {
+  if (num_tokens == 1) {
+    return sum_rows_one_token(rows, row_stride, num_rows, n, weights, outs, accumulate);
+  }
   std::size_t column = 0;
   for (; column + kSumColumns <= n; column += kSumColumns) {
     sum_tokens<Simd::kSumVectors>(rows + column, row_stride, num_rows, weights, outs, column,
@@ -114,57 +130,90 @@ inline void silu_mul(const float* gate, const float* up, float* activated, std::
 
 constexpr std::size_t kGroup = Simd::kOneTokenRecords;
 
-// One step of walking an expert: the gate and up rows of one group of records are reduced, while
-// the down rows of the group before it (whose weights are `a`) are added to y. Doing both in one
-// loop keeps memory busy: apart, it would idle at every change between them. The rows of the group
-// at `next` are asked for meanwhile, all in step. Groups of two were fastest in a loop over
-// segments alone (two cores of an Emerald Rapids: 28.8 GB/s; groups of four 26.3, of one 26.7; two
-// separate loops 26.5; +-1); a whole decoded token showed no difference. kGates and kDowns switch
-// the two halves, at a quantum's ends.
+// The rows that one step of walking an expert reads together.
+template <typename Weight>
+struct WalkRows {
+  const Weight* gates;  // gate rows of a group of records; the up row follows each
+  const Weight* downs;  // down rows of the group before
+};
+
+// Elements [begin, end) of a step: the gate and up rows of one group of records are multiplied with
+// x, while the down rows of the group before it, times their weights, are added to y. `soon` is
+// where `rows` will be kAheadBytes later, `next` the group to be read in the next step.
+template <bool kGates, bool kDowns, bool kGatesSoon, bool kDownsSoon, typename Weight>
+inline __attribute__((always_inline)) void walk_lines(
+    const WalkRows<Weight>& rows, const WalkRows<Weight>& soon, const Weight* next,
+    std::size_t begin, std::size_t end, std::size_t hidden, const float* x, float* y, bool first,
+    const V (&weights)[kGroup], V (&acc)[2 * kGroup]) {
+  const std::size_t record = 3 * hidden;
+  for (std::size_t h = begin; h < end; h += kLine<Weight>) {
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < kGroup; ++i) {
+      if constexpr (kGatesSoon) {
+        __builtin_prefetch(soon.gates + i * record + h);
+        __builtin_prefetch(soon.gates + i * record + hidden + h);
+      }
+      if constexpr (kDownsSoon) __builtin_prefetch(soon.downs + i * record + h);
+    }
+#pragma GCC unroll 32
+    for (std::size_t r = 0; r < 3 * kGroup; ++r) __builtin_prefetch(next + r * hidden + h, 0, 2);
+    if constexpr (kGates) {
+      typename Simd::template LineInput<Weight> xv;
+      xv.load(x + h);
+#pragma GCC unroll 16
+      for (std::size_t i = 0; i < kGroup; ++i) {
+        typename Simd::template LineWeight<Weight> row;
+        row.load(rows.gates + i * record + h);
+        acc[i] = Simd::line_step(acc[i], row, xv);
+        row.load(rows.gates + i * record + hidden + h);
+        acc[kGroup + i] = Simd::line_step(acc[kGroup + i], row, xv);
+      }
+    }
+    if constexpr (kDowns) {
+      constexpr std::size_t kParts = kLine<Weight> / W;
+      V sums[kParts];
+#pragma GCC unroll 8
+      for (std::size_t v = 0; v < kParts; ++v) {
+        sums[v] = first ? Simd::zero() : Simd::load(y + h + v * W);
+      }
+#pragma GCC unroll 16
+      for (std::size_t i = 0; i < kGroup; ++i) {
+        V down[kParts];
+        Simd::load_line(rows.downs + i * record + h, down);
+#pragma GCC unroll 8
+        for (std::size_t v = 0; v < kParts; ++v) sums[v] = Simd::fma(weights[i], down[v], sums[v]);
+      }
+#pragma GCC unroll 8
+      for (std::size_t v = 0; v < kParts; ++v) Simd::store(y + h + v * W, sums[v]);
+    }
+  }
+}
+
+// One step of walking an expert, over whole rows. Doing gates and downs in one loop keeps memory
+// busy: apart, it would idle at every change between them. kGates and kDowns switch the two halves,
+// at a quantum's ends. The rows ask for themselves ahead of their use, and near their end for the
+// rows of the next step: `next` for the gates; the downs of the next step are this step's group.
 template <bool kGates, bool kDowns, typename Weight>
 inline void walk_group(const Weight* group, std::size_t hidden, const float* x, const float* a,
                        float* y, bool first, float* products, const Weight* next) {
-  constexpr std::size_t kStep = DotStep<Weight>;
-  const Weight* record[kGroup];
   V weights[kGroup];
   V acc[2 * kGroup];
 #pragma GCC unroll 16
   for (std::size_t i = 0; i < kGroup; ++i) {
-    record[i] = group + i * 3 * hidden;
-    if constexpr (kDowns) weights[i] = Simd::set1(a[i]);
+    weights[i] = kDowns ? Simd::set1(a[i]) : Simd::zero();
     acc[i] = Simd::zero();
     acc[kGroup + i] = Simd::zero();
   }
-  const std::ptrdiff_t down = -static_cast<std::ptrdiff_t>((kGroup * 3 - 2) * hidden);
-  for (std::size_t h = 0; h < hidden; h += kStep) {
-    if constexpr (kGates) {
-      typename Simd::template DotInput<Weight> xv;
-      xv.load(x + h);
-#pragma GCC unroll 16
-      for (std::size_t i = 0; i < kGroup; ++i) {
-        typename Simd::template DotWeight<Weight> gate;
-        typename Simd::template DotWeight<Weight> up;
-        gate.load(record[i] + h);
-        up.load(record[i] + hidden + h);
-        acc[i] = Simd::dot_step(acc[i], gate, xv);
-        acc[kGroup + i] = Simd::dot_step(acc[kGroup + i], up, xv);
-      }
-    }
-#pragma GCC unroll 32
-    for (std::size_t r = 0; r < 3 * kGroup; ++r) __builtin_prefetch(next + r * hidden + h, 0, 2);
-    if constexpr (kDowns) {
-#pragma GCC unroll 4
-      for (std::size_t v = h; v < h + kStep; v += W) {
-        V sum = first ? Simd::zero() : Simd::load(y + v);
-#pragma GCC unroll 16
-        for (std::size_t i = 0; i < kGroup; ++i) {
-          sum = Simd::fma(weights[i], Simd::load(record[i] + down + static_cast<std::ptrdiff_t>(v)),
-                          sum);
-        }
-        Simd::store(y + v, sum);
-      }
-    }
-  }
+  const std::size_t group_size = kGroup * 3 * hidden;
+  const Weight* downs = group + 2 * hidden;
+  const WalkRows<Weight> rows{group, kDowns ? downs - group_size : downs};
+  constexpr std::size_t kAhead = kAheadBytes / sizeof(Weight);
+  const std::size_t tail = hidden < kAhead ? hidden : kAhead;
+  const std::size_t head = hidden - tail;
+  walk_lines<kGates, kDowns, kGates, kDowns>(rows, {rows.gates + tail, rows.downs + tail}, next, 0,
+                                             head, hidden, x, y, first, weights, acc);
+  walk_lines<kGates, kDowns, true, kGates>(rows, {next - head, downs - head}, next, head, hidden,
+                                           hidden, x, y, first, weights, acc);
   if constexpr (kGates) {
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < 2 * kGroup; ++r) products[r] = Simd::sum_lanes(acc[r]);

@@ -23,6 +23,36 @@ struct Float32DotInput {
   inline __attribute__((always_inline)) void load(const float* p) { lanes = Loader::load(p); }
 };
 
+// One cache line of a weight row, and the token's elements that meet it. One token streams its
+// weights from memory, so the line is its step.
+template <typename Weight>
+constexpr std::size_t kLine = 64 / sizeof(Weight);
+
+template <typename Loader, typename Weight>
+struct Float32Line {
+  static constexpr std::size_t kParts = kLine<Weight> / Loader::kWidth;
+  typename Loader::V part[kParts];
+  inline __attribute__((always_inline)) void load(const Weight* p) { Loader::load_line(p, part); }
+};
+
+template <typename Loader, typename Weight>
+struct Float32LineInput {
+  static constexpr std::size_t kParts = kLine<Weight> / Loader::kWidth;
+  typename Loader::V part[kParts];
+  inline __attribute__((always_inline)) void load(const float* p) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kParts; ++i) part[i] = Loader::load(p + i * Loader::kWidth);
+  }
+};
+
+// parts = the line at p, in order, for sets without a better way.
+template <typename Loader, typename Weight, std::size_t kParts>
+inline __attribute__((always_inline)) void load_line_by_parts(const Weight* p,
+                                                              typename Loader::V (&parts)[kParts]) {
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kParts; ++i) parts[i] = Loader::load(p + i * Loader::kWidth);
+}
+
 // A row of weights as float32: converted into `block`, or where it is.
 template <typename Loader, typename Weight>
 inline const float* float32_block(const Weight* row, float* block, std::size_t n) {
@@ -54,6 +84,10 @@ struct Float32Dots : Vectors {
   template <typename Weight>
   using DotInput = Float32DotInput<Vectors>;
   template <typename Weight>
+  using LineWeight = Float32Line<Vectors, Weight>;
+  template <typename Weight>
+  using LineInput = Float32LineInput<Vectors, Weight>;
+  template <typename Weight>
   using BlockedWeight = float;
 
   template <typename W, typename X>
@@ -61,6 +95,14 @@ struct Float32Dots : Vectors {
                                                                             const W& w,
                                                                             const X& x) {
     return Vectors::fma(w.lanes, x.lanes, acc);
+  }
+  template <typename Weight>
+  static inline __attribute__((always_inline)) typename Vectors::V line_step(
+      typename Vectors::V acc, const Float32Line<Vectors, Weight>& w,
+      const Float32LineInput<Vectors, Weight>& x) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < w.kParts; ++i) acc = Vectors::fma(w.part[i], x.part[i], acc);
+    return acc;
   }
   template <typename Weight>
   static const float* to_block(const Weight* row, float* block, std::size_t n) {
