@@ -8,9 +8,17 @@
 namespace moerun {
 namespace {
 
-// Rows of a projection that one thread takes at a time: enough work to pay for the hand-out, small
-// enough to share out evenly.
-constexpr std::size_t kRowsPerItem = 128;
+// Rows of a projection that one thread takes at a time: many, for every start waits for memory, but
+// enough items to share out evenly. With many tokens there is more work in a row.
+constexpr std::size_t kMaxRowsPerItem = 512;
+constexpr std::size_t kMaxRowsManyTokens = 128;
+constexpr std::size_t kItemsPerThread = 4;
+
+std::size_t rows_per_item(std::size_t rows, std::size_t tokens, int num_threads) {
+  const std::size_t most = tokens == 1 ? kMaxRowsPerItem : kMaxRowsManyTokens;
+  const std::size_t share = rows / (kItemsPerThread * static_cast<std::size_t>(num_threads));
+  return std::clamp<std::size_t>(share / 32 * 32, 32, most);
+}
 
 CpuStream& cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
 
@@ -75,27 +83,29 @@ void CpuBackend::norm(Stream&, const NormWeights& weights, Activations x, Activa
 void CpuBackend::linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
                         LinearOutput output) {
   const MatrixView& matrix = weights.weight;
-  const std::size_t row_blocks = (matrix.rows + kRowsPerItem - 1) / kRowsPerItem;
+  const std::size_t item_rows = rows_per_item(matrix.rows, x.rows, pool_.num_threads());
+  const std::size_t row_blocks = (matrix.rows + item_rows - 1) / item_rows;
   const std::size_t token_blocks = (x.rows + kMaxTokens - 1) / kMaxTokens;
   // Token blocks of one row block follow each other, so that its weights are still in cache.
   pool_.parallel_for(row_blocks * token_blocks, [&](std::size_t item, int worker) {
-    const std::size_t row = item / token_blocks * kRowsPerItem;
-    const std::size_t rows = std::min(kRowsPerItem, matrix.rows - row);
+    const std::size_t row = item / token_blocks * item_rows;
+    const std::size_t rows = std::min(item_rows, matrix.rows - row);
     const std::size_t token = item % token_blocks * kMaxTokens;
     const std::size_t tokens = std::min(kMaxTokens, x.rows - token);
-    alignas(64) float products[kMaxTokens][kRowsPerItem];
+    alignas(64) float products[std::max(kMaxTokens * kMaxRowsManyTokens, kMaxRowsPerItem)];
     const float* xs[kMaxTokens];
     float* outs[kMaxTokens];
     for (std::size_t t = 0; t < tokens; ++t) {
       xs[t] = x.row(token + t);
-      outs[t] = products[t];
+      outs[t] = products + t * item_rows;
     }
     kernels_.dot(matrix.dtype, matrix.row(row), matrix.row_bytes(), rows, matrix.pitch, xs, outs,
                  tokens, cpu(stream).kernel_scratch(worker));
     for (std::size_t t = 0; t < tokens; ++t) {
       float* target = y.row(token + t) + row;
       for (std::size_t r = 0; r < rows; ++r) {
-        const float biased = products[t][r] + (weights.bias ? weights.bias[row + r] : 0.0f);
+        const float biased =
+            products[t * item_rows + r] + (weights.bias ? weights.bias[row + r] : 0.0f);
         target[r] = output.accumulate ? target[r] + output.scale * biased : output.scale * biased;
       }
     }
