@@ -1,22 +1,26 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/error.h"
 
 namespace moerun {
 
 Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
-                 const DecoderOptions& options)
+                 ExpertCache* cache, const DecoderOptions& options)
     : config_(config),
       weights_(weights),
       backend_(backend),
+      cache_(cache),
       options_(options),
+      predictor_(weights, backend),
       rope_(make_rope_table(config)) {
   if (options.segment_records % kQuantumRecords != 0) {
     throw InvalidArgument(message("segment_records: expected a multiple of ", kQuantumRecords,
                                   ", found ", options.segment_records));
   }
+  if (options.replay) check_replay(*options.replay);
   attention_shape_ = {static_cast<std::size_t>(config.num_attention_heads),
                       static_cast<std::size_t>(config.num_key_value_heads),
                       static_cast<std::size_t>(config.head_dim)};
@@ -24,7 +28,8 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
              static_cast<std::size_t>(config.top_k)};
 }
 
-void Decoder::run(const Pass& pass) const {
+void Decoder::run(const Pass& pass) {
+  const auto begin = std::chrono::steady_clock::now();
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
   backend_.embed(pass.stream, weights_.embedding, pass.token_ids,
@@ -33,11 +38,18 @@ void Decoder::run(const Pass& pass) const {
     run_layer(pass, layer);
     if (pass.between_layers != nullptr) (*pass.between_layers)();
   }
+  // The first layer has no layer before it: this token's last state stands for the next token's.
+  if (cache_ != nullptr && tokens == 1) prefetch_after(pass, weights_.layers.size());
   backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
                 space.normed.slice(0, tokens));
+  if (tokens != 1) return;
+  ++num_decoded_;
+  if (cache_ == nullptr) return;
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  cache_->finish_token(elapsed.count());
 }
 
-void Decoder::run_layer(const Pass& pass, std::size_t index) const {
+void Decoder::run_layer(const Pass& pass, std::size_t index) {
   const LayerWeights& layer = weights_.layers[index];
   const std::size_t tokens = pass.token_ids.size();
   const Activations hidden = pass.workspace.hidden.slice(0, tokens);
@@ -58,10 +70,11 @@ void Decoder::run_layer(const Pass& pass, std::size_t index) const {
                      attended);
   backend_.linear(pass.stream, layer.o_proj, attended, hidden, to_residual);
   backend_.norm(pass.stream, layer.post_attention_norm, hidden, normed);
-  run_experts(pass, layer);
+  run_experts(pass, index);
 }
 
-void Decoder::run_experts(const Pass& pass, const LayerWeights& layer) const {
+void Decoder::run_experts(const Pass& pass, std::size_t index) {
+  const LayerWeights& layer = weights_.layers[index];
   const std::size_t tokens = pass.token_ids.size();
   const ExpertShape& shape = layer.experts;
   const bool routed = shape.num_experts != 0;
@@ -78,7 +91,20 @@ void Decoder::run_experts(const Pass& pass, const LayerWeights& layer) const {
                           static_cast<std::int32_t>(shape.num_experts), normed, routing);
   }
   pass.stream.synchronize();  // the host needs the routing to name the segments
+  if (routed && tokens == 1 && options_.replay) replay_routing(index, routing);
 
+  if (routed && cache_ != nullptr) {
+    compute_cached(pass, index, routing);
+  } else {
+    compute_resident(pass, layer, routing);
+  }
+  backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
+                          pass.workspace.hidden.slice(0, tokens));
+}
+
+void Decoder::compute_resident(const Pass& pass, const LayerWeights& layer,
+                               const Routing& routing) {
+  const ExpertShape& shape = layer.experts;
   std::vector<std::uint8_t> active(shape.num_experts + 1, 0);
   for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
     active[static_cast<std::size_t>(routing.expert_ids[pair])] = 1;
@@ -96,10 +122,98 @@ void Decoder::run_experts(const Pass& pass, const LayerWeights& layer) const {
           {expert, first, count, bytes.subspan(first * record_bytes, count * record_bytes)});
     }
   }
-  backend_.begin_experts(pass.stream, shape, normed, routing);
+  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, pass.token_ids.size()),
+                         routing);
   backend_.compute_segments(pass.stream, segments);
-  backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
-                          pass.workspace.hidden.slice(0, tokens));
+}
+
+void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& routing) {
+  const LayerWeights& layer = weights_.layers[index];
+  const ExpertShape& shape = layer.experts;
+  const bool is_decoding = routing.tokens == 1;
+  std::vector<std::size_t> num_uses(shape.num_experts + 1, 0);
+  std::vector<std::size_t> experts;  // in the router's order
+  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    const auto expert = static_cast<std::size_t>(routing.expert_ids[pair]);
+    if (num_uses[expert]++ == 0 && !shape.is_shared(expert)) experts.push_back(expert);
+  }
+  // A prompt's empty slots go to the experts that it uses most.
+  if (!is_decoding) {
+    std::stable_sort(experts.begin(), experts.end(),
+                     [&](std::size_t a, std::size_t b) { return num_uses[a] > num_uses[b]; });
+  }
+  const auto lease =
+      cache_->acquire(index, experts, is_decoding ? AccessMode::decode : AccessMode::prefill);
+  // After the demand is queued, before anything waits for it.
+  if (is_decoding) prefetch_after(pass, index);
+  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, routing.tokens),
+                         routing);
+  if (num_uses[shape.num_experts] != 0) {
+    const Segment shared{shape.num_experts, 0, shape.num_records(shape.num_experts),
+                         layer.records_of(shape.num_experts)};
+    backend_.compute_segments(pass.stream, {&shared, 1});
+  }
+  std::vector<Segment> segments;
+  while (lease->next(segments)) {
+    backend_.compute_segments(pass.stream, segments);
+    pass.stream.synchronize();  // the next call may overwrite them
+  }
+}
+
+void Decoder::check_replay(const RoutingReplay& replay) const {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const std::size_t expected = replay.tokens * weights_.num_moe_layers() * top_k;
+  for (const auto* ids : {&replay.expert_ids, &replay.predicted_ids}) {
+    const bool in_range = std::all_of(ids->begin(), ids->end(), [&](std::int32_t id) {
+      return id >= 0 && id < config_.num_experts;
+    });
+    if (ids->size() != expected || !in_range) {
+      throw InvalidArgument(message("routing_replay: expected ids from 0 to ",
+                                    config_.num_experts - 1, " in the shape (tokens, ",
+                                    weights_.num_moe_layers(), ", ", top_k, ")"));
+    }
+  }
+}
+
+void Decoder::replay_routing(std::size_t index, Routing routing) const {
+  const RoutingReplay& replay = *options_.replay;
+  const std::size_t token = num_decoded_ % replay.tokens;
+  const std::size_t row = (token * weights_.num_moe_layers() + weights_.moe_index(index));
+  std::copy_n(replay.expert_ids.begin() + static_cast<std::ptrdiff_t>(row * router_.top_k),
+              router_.top_k, routing.expert_ids);
+}
+
+// Predicts and prefetches the first layer with experts after `index`; after the last one, the first
+// for the token to come.
+void Decoder::prefetch_after(const Pass& pass, std::size_t index) {
+  if (!cache_->wants_prefetch()) return;
+  for (std::size_t next = index + 1; next < weights_.layers.size(); ++next) {
+    if (weights_.layers[next].experts.num_experts != 0) {
+      return prefetch_layer(pass, next, num_decoded_);
+    }
+  }
+  if (index < weights_.layers.size()) return;
+  for (std::size_t next = 0; next < weights_.layers.size(); ++next) {
+    if (weights_.layers[next].experts.num_experts != 0) {
+      return prefetch_layer(pass, next, num_decoded_ + 1);
+    }
+  }
+}
+
+void Decoder::prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token) {
+  std::vector<std::size_t> experts;
+  if (options_.replay) {
+    const RoutingReplay& replay = *options_.replay;
+    const std::size_t row =
+        token % replay.tokens * weights_.num_moe_layers() + weights_.moe_index(index);
+    for (std::size_t i = 0; i < router_.top_k; ++i) {
+      experts.push_back(static_cast<std::size_t>(replay.predicted_ids[row * router_.top_k + i]));
+    }
+  } else {
+    experts =
+        predictor_.predict(pass.stream, index, pass.workspace.hidden.slice(0, 1), router_.top_k);
+  }
+  cache_->prefetch(index, experts);
 }
 
 RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_length) const {
@@ -129,9 +243,7 @@ std::size_t Decoder::decode_bytes(std::size_t position) const {
     const LayerWeights& layer = weights_.layers[index];
     bytes += layer.qkv.weight.bytes() + layer.o_proj.weight.bytes() + layer.router.bytes() +
              layer.shared_gate.bytes() + layer.shared_records.bytes();
-    if (layer.experts.num_experts != 0) {
-      bytes += router_.top_k * layer.records_of(0).size();
-    }
+    if (layer.experts.num_experts != 0) bytes += router_.top_k * layer.bytes_per_expert();
     const auto window = static_cast<std::size_t>(config_.sliding_window[index]);
     const std::size_t keys = window != 0 ? std::min(window, position + 1) : position + 1;
     bytes += 2 * attention_shape_.num_kv_heads * keys * padded(attention_shape_.head_dim) *

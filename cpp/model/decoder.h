@@ -4,12 +4,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "device/backend.h"
+#include "expert/expert_cache.h"
 #include "model/kv_cache.h"
+#include "model/routing_replay.h"
 #include "model/workspace.h"
+#include "predict/next_layer_router.h"
 #include "weights/model_config.h"
 #include "weights/model_weights.h"
 #include "weights/rope.h"
@@ -20,6 +24,8 @@ struct DecoderOptions {
   // Experts are computed in segments of this many records (a multiple of kQuantumRecords); 0:
   // whole. The result does not depend on it.
   std::size_t segment_records = 0;
+  // Decoding uses these experts instead of the router's: to measure a cache with random weights.
+  std::shared_ptr<const RoutingReplay> replay;
 };
 
 // Called between layers; may throw to abandon the pass.
@@ -27,8 +33,9 @@ using Checkpointer = std::function<void()>;
 
 class Decoder {
  public:
+  // `cache`: serves the routed experts; null where all of them are resident.
   Decoder(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
-          const DecoderOptions& options);
+          ExpertCache* cache, const DecoderOptions& options);
 
   // What a pass works on: one sequence's KV cache and memory for activations.
   struct Pass {
@@ -42,7 +49,7 @@ class Decoder {
   };
 
   // Runs all layers and leaves the normalised last hidden states in workspace.normed.
-  void run(const Pass& pass) const;
+  void run(const Pass& pass);
   // logits[i] = head(workspace.normed[first + i])
   void compute_logits(const Pass& pass, std::size_t first, Activations logits) const;
 
@@ -50,14 +57,23 @@ class Decoder {
   std::size_t decode_bytes(std::size_t position) const;
 
  private:
-  void run_layer(const Pass& pass, std::size_t index) const;
-  void run_experts(const Pass& pass, const LayerWeights& layer) const;
+  void run_layer(const Pass& pass, std::size_t index);
+  void run_experts(const Pass& pass, std::size_t index);
+  void compute_resident(const Pass& pass, const LayerWeights& layer, const Routing& routing);
+  void compute_cached(const Pass& pass, std::size_t index, const Routing& routing);
+  void check_replay(const RoutingReplay& replay) const;
+  void replay_routing(std::size_t index, Routing routing) const;
+  void prefetch_after(const Pass& pass, std::size_t index);
+  void prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token);
   RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Backend& backend_;
+  ExpertCache* cache_;
   DecoderOptions options_;
+  NextLayerRouter predictor_;
+  std::uint64_t num_decoded_ = 0;
   AttentionShape attention_shape_;
   RouterParams router_;
   RopeTable rope_;

@@ -23,4 +23,9 @@ std::size_t KvCache::bytes_for(std::size_t tokens) const {
   return layers_.size() * 2 * num_kv_heads_ * tokens * pitch_ * sizeof(float);
 }
 
+std::size_t KvCache::bytes_for(const ModelConfig& config, std::size_t tokens) {
+  return static_cast<std::size_t>(config.num_hidden_layers * config.num_key_value_heads) * 2 *
+         tokens * padded(static_cast<std::size_t>(config.head_dim)) * sizeof(float);
+}
+
 }  // namespace moerun

@@ -19,6 +19,8 @@ class KvCache {
   std::size_t capacity_tokens() const { return capacity_; }
   // Bytes of keys and values that `tokens` tokens occupy, over all layers.
   std::size_t bytes_for(std::size_t tokens) const;
+  // The same of a cache that has not been made.
+  static std::size_t bytes_for(const ModelConfig& config, std::size_t tokens);
 
  private:
   std::size_t capacity_;

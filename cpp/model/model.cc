@@ -8,25 +8,53 @@
 #include "device/cpu/kernel_table.h"
 #include "io/checkpoint.h"
 #include "model/device_choice.h"
+#include "model/kv_cache.h"
 
 namespace moerun {
 namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr std::int64_t kMaxPrefillChunk = 65536;
+// Left free for activations and everything else where no budget is given.
+constexpr std::size_t kReserveBytes = std::size_t{256} << 20;
+// A context is seldom used to its end, and a KV cache takes memory only as it fills.
+constexpr std::size_t kMaxKvReserve = std::size_t{1} << 30;
+
+std::size_t memory_for_experts(const ModelConfig& config, const ModelWeights& weights,
+                               std::size_t context_length) {
+  const std::size_t taken = weights.resident_bytes() + kReserveBytes +
+                            std::min(KvCache::bytes_for(config, context_length), kMaxKvReserve);
+  const std::size_t available = available_memory_bytes();
+  return available > taken ? available - taken : 0;
+}
 
 }  // namespace
 
-Model::Model(ModelConfig config, const ModelOptions& options)
-    : config_(std::move(config)), options_(options) {
-  const auto trained = config_.max_position_embeddings;
+ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& options) {
+  ModelPlan plan;
+  plan.config = load_model_config(path);
+  const ModelConfig& config = plan.config;
+  if (!config.not_runnable.empty()) {
+    throw UnsupportedModel(message(path.string(), ": ", config.not_runnable));
+  }
+  const auto trained = config.max_position_embeddings;
   if (options.context_length < 0 || options.context_length > trained) {
     throw InvalidArgument(message("context_length: expected 1 to ", trained,
                                   " (the model's max_position_embeddings), found ",
                                   options.context_length));
   }
-  context_length_ =
+  plan.context_length =
       static_cast<std::size_t>(options.context_length != 0 ? options.context_length : trained);
+  plan.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path));
+  plan.weights = std::make_unique<ModelWeights>(config, *plan.checkpoint);
+  plan.layout =
+      make_cache_layout(*plan.weights, static_cast<std::size_t>(config.top_k), options.experts,
+                        memory_for_experts(config, *plan.weights, plan.context_length));
+  return plan;
+}
+
+Model::Model(ModelPlan plan, const ModelOptions& options)
+    : plan_(std::move(plan)), options_(options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
     throw InvalidArgument(
         message("threads: expected 1 to ", kMaxThreads, ", found ", options.threads));
@@ -45,33 +73,41 @@ Model::Model(ModelConfig config, const ModelOptions& options)
 std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const ModelOptions& options,
                                    const LoadProgress& progress) {
   const auto begin = std::chrono::steady_clock::now();
-  ModelConfig config = load_model_config(path);
-  if (!config.not_runnable.empty()) {
-    throw UnsupportedModel(message(path.string(), ": ", config.not_runnable));
+  std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
+  ModelWeights& weights = *model->plan_.weights;
+  const CacheLayout& layout = model->plan_.layout;
+  {
+    ThreadPool loaders(model->threads_);
+    weights.load(loaders, progress, layout.is_resident);
   }
-  std::shared_ptr<Model> model(new Model(std::move(config), options));
-  const Checkpoint checkpoint = Checkpoint::open(path);
-  ThreadPool loaders(model->threads_);
-  model->weights_ = std::make_unique<ModelWeights>(model->config_, checkpoint, loaders, progress);
+  if (!layout.is_resident) {
+    model->store_ = std::make_unique<CheckpointStore>(weights);
+    if (options.experts.wrap_store) {
+      model->store_ = options.experts.wrap_store(std::move(model->store_));
+    }
+    model->cache_ = std::make_unique<ExpertCache>(
+        weights, layout, *model->store_, options.experts.reader_threads,
+        options.experts.log_events ? &model->events_ : nullptr);
+  }
   model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
-  model->decoder_ = std::make_unique<Decoder>(model->config_, *model->weights_, *model->backend_,
-                                              options.decoder);
+  model->decoder_ = std::make_unique<Decoder>(model->config(), weights, *model->backend_,
+                                              model->cache_.get(), options.decoder);
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
-                        model->weights_->bytes_read()};
+                        model->plan_.weights->bytes_read()};
   return model;
 }
 
 void Model::check_prompt(std::span<const std::int32_t> token_ids) const {
   if (token_ids.empty())
     throw InvalidArgument("token_ids: expected at least one token, found none");
-  if (token_ids.size() > context_length_) {
+  if (token_ids.size() > context_length()) {
     throw InvalidArgument(message("token_ids: the prompt has ", token_ids.size(),
-                                  " tokens, but the context holds ", context_length_));
+                                  " tokens, but the context holds ", context_length()));
   }
   for (std::size_t i = 0; i < token_ids.size(); ++i) {
-    if (token_ids[i] < 0 || token_ids[i] >= config_.vocab_size) {
-      throw InvalidArgument(message("token_ids[", i, "]: expected 0 to ", config_.vocab_size - 1,
+    if (token_ids[i] < 0 || token_ids[i] >= config().vocab_size) {
+      throw InvalidArgument(message("token_ids[", i, "]: expected 0 to ", config().vocab_size - 1,
                                     ", found ", token_ids[i]));
     }
   }
@@ -83,9 +119,9 @@ std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
     if (idle_memory_) return std::move(idle_memory_);
   }
   const auto max_tokens =
-      std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length_);
+      std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length());
   return std::make_unique<PassMemory>(
-      PassMemory{backend_->make_stream(), Workspace(config_, max_tokens)});
+      PassMemory{backend_->make_stream(), Workspace(config(), max_tokens)});
 }
 
 void Model::return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept {

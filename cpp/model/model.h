@@ -13,9 +13,13 @@
 
 #include "base/thread_pool.h"
 #include "device/backend.h"
+#include "expert/expert_cache.h"
+#include "expert/expert_store.h"
+#include "io/checkpoint.h"
 #include "model/decoder.h"
 #include "model/sampler.h"
 #include "model/workspace.h"
+#include "trace/event_log.h"
 #include "weights/model_config.h"
 #include "weights/model_weights.h"
 
@@ -27,6 +31,7 @@ struct ModelOptions {
   std::int64_t context_length = 0;   // tokens; 0: what the model was made for
   std::int64_t prefill_chunk = 512;  // tokens that go through the layers together
   std::string cpu_kernels = "auto";
+  ExpertCacheOptions experts;
   DecoderOptions decoder;
 };
 
@@ -56,6 +61,18 @@ struct PassMemory {
   std::size_t bytes() const { return workspace.bytes() + stream->scratch_bytes(); }
 };
 
+// Everything about a model that can be known before its weights are read.
+struct ModelPlan {
+  ModelConfig config;
+  std::size_t context_length = 0;
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::unique_ptr<ModelWeights> weights;
+  CacheLayout layout;
+};
+
+// Throws what Model::load throws.
+ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& options);
+
 // One model may be used from several threads; their steps take turns.
 class Model {
  public:
@@ -64,16 +81,27 @@ class Model {
   static std::shared_ptr<Model> load(const std::filesystem::path& path, const ModelOptions& options,
                                      const LoadProgress& progress = {});
 
-  const ModelConfig& config() const { return config_; }
+  const ModelConfig& config() const { return plan_.config; }
   const ModelOptions& options() const { return options_; }
-  std::size_t context_length() const { return context_length_; }
+  std::size_t context_length() const { return plan_.context_length; }
   int threads() const { return threads_; }
   const std::string& device() const { return device_; }
   const std::string& device_reason() const { return device_reason_; }
   const std::string& cpu_kernels() const { return cpu_kernels_; }
   const LoadStats& load_stats() const { return load_stats_; }
-  std::size_t resident_bytes() const { return weights_->resident_bytes(); }
-  std::size_t expert_bytes() const { return weights_->expert_bytes(); }
+  std::size_t resident_bytes() const { return plan_.weights->resident_bytes(); }
+  std::size_t expert_bytes() const {
+    return plan_.weights->expert_bytes();
+  }  // of all, in memory or not
+  // Memory that holds experts.
+  std::size_t expert_memory_bytes() const {
+    return plan_.layout.is_resident ? expert_bytes() : plan_.layout.arena_bytes();
+  }
+  const CacheLayout& cache_layout() const { return plan_.layout; }
+  // Null where every expert is resident.
+  const ExpertCache* expert_cache() const { return cache_.get(); }
+  // What the cache did so far, if that was asked for (ExpertCacheOptions::log_events).
+  std::vector<CacheEvent> cache_events() const { return events_.copy(); }
   // Of the generation that made progress last; none yet: nothing.
   std::optional<GenerationStats> generation_stats() const;
 
@@ -86,22 +114,23 @@ class Model {
 
  private:
   friend class Session;
-  Model(ModelConfig config, const ModelOptions& options);
+  Model(ModelPlan plan, const ModelOptions& options);
 
   // Memory of sessions that have ended serves the next: pages fresh from the system must be zeroed
   // first, which for a short prompt costs more than the prompt.
   std::unique_ptr<PassMemory> borrow_pass_memory();
   void return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept;
 
-  ModelConfig config_;
+  ModelPlan plan_;
   ModelOptions options_;
-  std::size_t context_length_ = 0;
   int threads_ = 1;
   std::string device_;
   std::string device_reason_;
   std::string cpu_kernels_;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<ModelWeights> weights_;
+  EventLog events_;
+  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<Decoder> decoder_;
   LoadStats load_stats_;
   std::mutex step_mutex_;

@@ -6,6 +6,7 @@
 #include "base/version.h"
 #include "device/cpu/kernel_table.h"
 #include "device/cuda_query.h"
+#include "model/cache_report.h"
 
 namespace moerun {
 namespace {
@@ -42,9 +43,10 @@ std::string stats_json(const Model& model) {
                    {"bytes", load.bytes},
                    {"gb_per_s", rate(load_bytes / 1e9, load.seconds)}};
   stats["memory"] = {{"resident_bytes", model.resident_bytes()},
-                     {"expert_bytes", model.expert_bytes()},
+                     {"expert_bytes", model.expert_memory_bytes()},
                      {"kv_cache_bytes", last.kv_cache_bytes},
                      {"scratch_bytes", last.scratch_bytes}};
+  stats["cache"] = cache_json(model);
   stats["prompt_tokens"] = generation ? Json(last.prompt_tokens) : Json(nullptr);
   stats["generated_tokens"] = generation ? Json(last.generated_tokens) : Json(nullptr);
   stats["ttft_s"] = generation ? Json(last.ttft_seconds) : Json(nullptr);

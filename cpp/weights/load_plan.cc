@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 
 #include "base/error.h"
-#include "weights/transpose.h"
+#include "weights/placement.h"
 
 namespace moerun {
 namespace {
@@ -14,17 +13,6 @@ namespace {
 // Pieces small enough that what is staged for transposition or conversion stays in the second-level
 // cache of most processors.
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
-
-void convert_to_float(DType dtype, const std::byte* source, float* target, std::size_t n) {
-  if (dtype == DType::f32) {
-    std::memcpy(target, source, n * sizeof(float));
-    return;
-  }
-  const auto* bits = reinterpret_cast<const std::uint16_t*>(source);
-  for (std::size_t i = 0; i < n; ++i) {
-    target[i] = dtype == DType::bf16 ? bf16_to_float(bits[i]) : f16_to_float(bits[i]);
-  }
-}
 
 }  // namespace
 
@@ -50,34 +38,22 @@ void LoadPlan::add(const FileMatrix& source, const RowTarget& target, bool trans
   total_bytes_ += source.rows * source.row_bytes();
 }
 
-void LoadPlan::read(const Task& task, HostMemory& staging) {
+void LoadPlan::read(const Task& task, Staging& staging) {
   const FileMatrix& source = task.source;
-  const bool converts = source.dtype != task.target.dtype;
-  if (!converts && !task.transposed) {
-    source.file->read_rows_at(source.offset, source.row_bytes(), source.rows, task.target.data,
-                              task.target.stride);
+  const RowTarget& target = task.target;
+  if (source.dtype == target.dtype && !task.transposed) {
+    source.file->read_rows_at(source.offset, source.row_bytes(), source.rows, target.data,
+                              target.stride);
     return;
   }
   const std::size_t bytes = source.rows * source.row_bytes();
-  const std::size_t count = source.rows * source.cols;
-  const std::size_t needed = bytes + (converts ? 4 + count * sizeof(float) : 0);
-  if (staging.size() < needed) staging = HostMemory(needed, "reading weights");
-  source.file->read_at(source.offset, {staging.data(), bytes});
-  const std::byte* data = staging.data();
-  std::size_t row_bytes = source.row_bytes();
-  if (converts) {
-    auto* floats = reinterpret_cast<float*>(staging.data() + (bytes + 3) / 4 * 4);
-    convert_to_float(source.dtype, data, floats, count);
-    data = reinterpret_cast<const std::byte*>(floats);
-    row_bytes = source.cols * sizeof(float);
-  }
+  if (staging.file.size() < bytes) staging.file = HostMemory(bytes, "reading weights");
+  source.file->read_at(source.offset, {staging.file.data(), bytes});
+  const TypedRows rows = converted(source, staging.file.data(), target.dtype, staging.converted);
   if (task.transposed) {
-    transpose(data, row_bytes, source.rows, source.cols, task.target.data, task.target.stride,
-              size_of(task.target.dtype));
+    place_transposed(rows, 0, rows.cols, {target.data, target.stride});
   } else {
-    for (std::size_t row = 0; row < source.rows; ++row) {
-      std::memcpy(task.target.data + row * task.target.stride, data + row * row_bytes, row_bytes);
-    }
+    place_rows(rows, 0, rows.rows, {target.data, target.stride});
   }
 }
 
@@ -85,7 +61,7 @@ void LoadPlan::run(ThreadPool& pool, const LoadProgress& progress) const {
   using Clock = std::chrono::steady_clock;
   constexpr auto kInterval = std::chrono::milliseconds(50);
   std::atomic<std::uint64_t> bytes_done{0};
-  std::vector<HostMemory> staging(static_cast<std::size_t>(pool.num_threads()));
+  std::vector<Staging> staging(static_cast<std::size_t>(pool.num_threads()));
   auto last_report = Clock::now();
   if (progress) progress(0, total_bytes_);
   pool.parallel_for(tasks_.size(), [&](std::size_t item, int worker) {

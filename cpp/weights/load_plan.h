@@ -9,22 +9,12 @@
 #include "base/host_memory.h"
 #include "base/thread_pool.h"
 #include "io/checkpoint.h"
+#include "weights/placement.h"
 
 namespace moerun {
 
 // Told (bytes done, bytes in all) now and then, on the thread that loads. May throw to stop.
 using LoadProgress = std::function<void(std::uint64_t, std::uint64_t)>;
-
-// `rows` rows of `cols` elements that lie together in a file, at byte `offset` of it.
-struct FileMatrix {
-  const SafetensorsFile* file = nullptr;
-  std::uint64_t offset = 0;
-  DType dtype = DType::f32;
-  std::size_t rows = 0;
-  std::size_t cols = 0;
-
-  std::size_t row_bytes() const { return cols * size_of(dtype); }
-};
 
 // Where rows of memory start, and how far apart they are.
 struct RowTarget {
@@ -50,7 +40,11 @@ class LoadPlan {
     bool transposed;
   };
   void add(const FileMatrix& source, const RowTarget& target, bool transposed);
-  static void read(const Task& task, HostMemory& staging);
+  struct Staging {
+    HostMemory file;
+    HostMemory converted;
+  };
+  static void read(const Task& task, Staging& staging);
 
   std::vector<Task> tasks_;
   std::uint64_t total_bytes_ = 0;

@@ -16,11 +16,32 @@ ConstBytes LayerWeights::records_of(std::size_t expert) const {
   return {all.row(shared ? 0 : expert * rows), rows * all.row_bytes()};
 }
 
-// Fills a ModelWeights: first the views and the plan of what to read, then the reading.
+namespace {
+
+MatrixView record_view(DType dtype, std::size_t records, std::size_t hidden) {
+  return {nullptr, dtype, 3 * records, hidden, padded(hidden)};
+}
+
+// Plans one expert into records: gate and up rows as they are, down transposed.
+void add_records(LoadPlan& plan, const ExpertFiles& files, std::byte* records,
+                 const MatrixView& view) {
+  const std::size_t row_bytes = view.row_bytes();
+  plan.add_rows(files.gate, {records, 3 * row_bytes, view.dtype});
+  plan.add_rows(files.up, {records + row_bytes, 3 * row_bytes, view.dtype});
+  plan.add_transposed(files.down, {records + 2 * row_bytes, 3 * row_bytes, view.dtype});
+}
+
+}  // namespace
+
+// Fills the views of a ModelWeights and plans what to read.
 class WeightsBuilder {
  public:
   WeightsBuilder(ModelWeights& weights, const ModelConfig& config, const Checkpoint& checkpoint)
-      : weights_(weights), config_(config), checkpoint_(checkpoint), names_(config, checkpoint) {}
+      : weights_(weights),
+        config_(config),
+        checkpoint_(checkpoint),
+        names_(config, checkpoint),
+        plan_(weights.plan_) {}
 
   void build() {
     const auto hidden = size(config_.hidden_size);
@@ -39,8 +60,6 @@ class WeightsBuilder {
     refuse_unknown_tensors();
   }
 
-  const LoadPlan& plan() const { return plan_; }
-
  private:
   static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
@@ -49,8 +68,8 @@ class WeightsBuilder {
     return checkpoint_.require(name, shape);
   }
 
-  std::byte* allocate(std::size_t bytes, std::string_view what, bool expert) {
-    (expert ? weights_.expert_bytes_ : weights_.resident_bytes_) += bytes;
+  std::byte* allocate(std::size_t bytes, std::string_view what) {
+    weights_.resident_bytes_ += bytes;
     weights_.memory_.emplace_back(bytes, what);
     return weights_.memory_.back().data();
   }
@@ -71,7 +90,7 @@ class WeightsBuilder {
     for (const auto& ref : refs) {
       if (*ref.info->dtype != view.dtype) view.dtype = DType::f32;
     }
-    std::byte* data = allocate(view.bytes(), tensors.front(), /*expert=*/false);
+    std::byte* data = allocate(view.bytes(), tensors.front());
     view.data = data;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       plan_.add_rows({refs[i].file, refs[i].info->offset, *refs[i].info->dtype, rows[i], cols},
@@ -161,26 +180,10 @@ class WeightsBuilder {
     }
   }
 
-  // Plans one expert into records: gate and up rows as they are, down transposed.
-  void add_records(const FileMatrix& gate, const FileMatrix& up, const FileMatrix& down,
-                   std::byte* records, std::size_t row_bytes, DType dtype) {
-    plan_.add_rows(gate, {records, 3 * row_bytes, dtype});
-    plan_.add_rows(up, {records + row_bytes, 3 * row_bytes, dtype});
-    plan_.add_transposed(down, {records + 2 * row_bytes, 3 * row_bytes, dtype});
-  }
-
   static FileMatrix file_matrix(const TensorRef& ref, std::size_t rows, std::size_t cols,
                                 std::size_t skip_elements = 0) {
     const DType dtype = *ref.info->dtype;
     return {ref.file, ref.info->offset + skip_elements * size_of(dtype), dtype, rows, cols};
-  }
-
-  MatrixView record_memory(std::size_t records, std::size_t hidden, DType dtype,
-                           std::string_view what, bool expert, std::byte** data) {
-    MatrixView view{nullptr, dtype, 3 * records, hidden, padded(hidden)};
-    *data = allocate(view.bytes(), what, expert);
-    view.data = *data;
-    return view;
   }
 
   void add_single_experts(std::int64_t index, LayerWeights& layer) {
@@ -201,14 +204,10 @@ class WeightsBuilder {
       }
     }
     shape.dtype = dtypes.size() == 1 ? *dtypes.begin() : DType::f32;
-    std::byte* data = nullptr;
-    layer.expert_records = record_memory(inter * shape.num_experts, hidden, shape.dtype,
-                                         names_.layer(index, "experts"), /*expert=*/true, &data);
-    const std::size_t row_bytes = layer.expert_records.row_bytes();
     for (const auto& [gate, up, down] : experts) {
-      add_records(file_matrix(gate, inter, hidden), file_matrix(up, inter, hidden),
-                  file_matrix(down, hidden, inter), data, row_bytes, shape.dtype);
-      data += 3 * inter * row_bytes;
+      layer.expert_files.push_back({file_matrix(gate, inter, hidden),
+                                    file_matrix(up, inter, hidden),
+                                    file_matrix(down, hidden, inter)});
     }
   }
 
@@ -219,16 +218,11 @@ class WeightsBuilder {
     const TensorRef gate_up = require(names.gate_up, {shape.num_experts, 2 * inter, hidden});
     const TensorRef down = require(names.down, {shape.num_experts, hidden, inter});
     shape.dtype = *gate_up.info->dtype == *down.info->dtype ? *down.info->dtype : DType::f32;
-    std::byte* data = nullptr;
-    layer.expert_records = record_memory(inter * shape.num_experts, hidden, shape.dtype,
-                                         names.gate_up, /*expert=*/true, &data);
-    const std::size_t row_bytes = layer.expert_records.row_bytes();
     for (std::size_t e = 0; e < shape.num_experts; ++e) {
-      add_records(file_matrix(gate_up, inter, hidden, e * 2 * inter * hidden),
-                  file_matrix(gate_up, inter, hidden, (e * 2 + 1) * inter * hidden),
-                  file_matrix(down, hidden, inter, e * inter * hidden), data, row_bytes,
-                  shape.dtype);
-      data += 3 * inter * row_bytes;
+      layer.expert_files.push_back(
+          {file_matrix(gate_up, inter, hidden, e * 2 * inter * hidden),
+           file_matrix(gate_up, inter, hidden, (e * 2 + 1) * inter * hidden),
+           file_matrix(down, hidden, inter, e * inter * hidden)});
     }
   }
 
@@ -242,12 +236,13 @@ class WeightsBuilder {
     const TensorRef down = require(prefix + "down_proj.weight", {hidden, inter});
     const bool same = *gate.info->dtype == *up.info->dtype && *up.info->dtype == *down.info->dtype;
     shape.shared_dtype = same ? *gate.info->dtype : DType::f32;
-    std::byte* data = nullptr;
-    layer.shared_records = record_memory(inter, hidden, shape.shared_dtype, prefix,
-                                         /*expert=*/false, &data);
-    add_records(file_matrix(gate, inter, hidden), file_matrix(up, inter, hidden),
-                file_matrix(down, hidden, inter), data, layer.shared_records.row_bytes(),
-                shape.shared_dtype);
+    layer.shared_records = record_view(shape.shared_dtype, inter, hidden);
+    std::byte* data = allocate(layer.shared_records.bytes(), prefix);
+    layer.shared_records.data = data;
+    add_records(plan_,
+                {file_matrix(gate, inter, hidden), file_matrix(up, inter, hidden),
+                 file_matrix(down, hidden, inter)},
+                data, layer.shared_records);
   }
 
   // A tensor of a layer that nothing here reads means a computation that nothing here does.
@@ -267,28 +262,58 @@ class WeightsBuilder {
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   TensorNames names_;
-  LoadPlan plan_;
+  LoadPlan& plan_;
   std::set<std::string, std::less<>> used_;
 };
 
-ModelWeights::ModelWeights(const ModelConfig& config, const Checkpoint& checkpoint,
-                           ThreadPool& pool, const LoadProgress& progress) {
-  WeightsBuilder builder(*this, config, checkpoint);
-  builder.build();
-  const std::size_t needed = resident_bytes_ + expert_bytes_;
+ModelWeights::ModelWeights(const ModelConfig& config, const Checkpoint& checkpoint)
+    : checkpoint_(checkpoint) {
+  WeightsBuilder(*this, config, checkpoint).build();
+  for (const LayerWeights& layer : layers) {
+    expert_bytes_ += layer.experts.num_experts * layer.bytes_per_expert();
+  }
+}
+
+ModelWeights::~ModelWeights() = default;
+
+std::size_t ModelWeights::moe_index(std::size_t layer) const {
+  return static_cast<std::size_t>(
+      std::count_if(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(layer),
+                    [](const auto& each) { return each.experts.num_experts != 0; }));
+}
+
+void ModelWeights::plan_experts() {
+  for (LayerWeights& layer : layers) {
+    const ExpertShape& shape = layer.experts;
+    if (shape.num_experts == 0) continue;
+    layer.expert_records =
+        record_view(shape.dtype, shape.intermediate_size * shape.num_experts, shape.hidden_size);
+    memory_.emplace_back(layer.expert_records.bytes(), "experts");
+    std::byte* data = memory_.back().data();
+    layer.expert_records.data = data;
+    for (const ExpertFiles& expert : layer.expert_files) {
+      add_records(plan_, expert, data, layer.expert_records);
+      data += layer.bytes_per_expert();
+    }
+  }
+}
+
+void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts) {
+  const std::size_t needed = resident_bytes_ + (with_experts ? expert_bytes_ : 0);
   const std::size_t available = available_memory_bytes();
   if (needed > available) {
     constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
     const auto gib = [](std::size_t bytes) {
       return std::round(static_cast<double>(bytes) / kGiB * 100.0) / 100.0;
     };
-    throw OutOfMemory(message(checkpoint.directory().string(), ": the weights need ", gib(needed),
-                              " GiB of memory (experts ", gib(expert_bytes_), ", the rest ",
-                              gib(resident_bytes_), "), but only ", gib(available),
+    throw OutOfMemory(message(checkpoint_.directory().string(), ": the weights need ", gib(needed),
+                              " GiB of memory (experts ", gib(needed - resident_bytes_),
+                              ", the rest ", gib(resident_bytes_), "), but only ", gib(available),
                               " GiB are free"));
   }
-  builder.plan().run(pool, progress);
-  bytes_read_ = builder.plan().total_bytes();
+  if (with_experts) plan_experts();
+  plan_.run(pool, progress);
+  bytes_read_ = plan_.total_bytes();
 }
 
 }  // namespace moerun

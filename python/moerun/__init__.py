@@ -8,17 +8,20 @@
 
 from moerun import errors
 from moerun._moerun import __version__, build_info
+from moerun.cache_options import dry_run
 from moerun.generation import Generation
 from moerun.hub import default_model
-from moerun.model import Model
+from moerun.model import CacheEvent, Model
 from moerun.tokenizer import Tokenizer
 
 __all__ = [
+    "CacheEvent",
     "Generation",
     "Model",
     "Tokenizer",
     "__version__",
     "build_info",
     "default_model",
+    "dry_run",
     "errors",
 ]

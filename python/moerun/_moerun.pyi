@@ -29,6 +29,12 @@ class Model:
         prefill_chunk: int = 512,
         cpu_kernels: str = "auto",
         progress: Callable[[int, int], None] | None = None,
+        expert_budget: str | None = None,
+        policy: str | None = None,
+        split: list[float] | None = None,
+        prefetch: str | None = None,
+        plan: str | None = None,
+        cache_events: bool = False,
     ) -> None: ...
     def forward(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
     def generate(
@@ -45,8 +51,21 @@ class Model:
         stop_token_ids: list[int],
     ) -> Generation: ...
     def stats(self) -> dict[str, Any]: ...
+    def cache_events(self) -> list[tuple[int, int, int, str]]: ...
     def close(self) -> None: ...
 
+def dry_run(
+    path: str,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    context_length: int | None = None,
+    expert_budget: str | None = None,
+    policy: str | None = None,
+    split: list[float] | None = None,
+    prefetch: str | None = None,
+    plan: str | None = None,
+) -> dict[str, Any]: ...
 def build_info() -> dict[str, Any]: ...
 def model_config(path: str) -> dict[str, Any]: ...
 def measure_read_bandwidth(threads: int, bytes: int) -> float: ...

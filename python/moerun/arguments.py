@@ -13,10 +13,29 @@ from numpy.typing import NDArray
 from moerun.errors import InvalidArgumentError
 
 
+def shown(value: Any) -> str:
+    """Return how a message names a value: its representation, cut when long, and its type."""
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
+
+
+def check_str(name: str, value: Any) -> str:
+    """Return `value`, which must be a str that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a str, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{name} is not valid Unicode: character {error.start} is a lone surrogate"
+        ) from None
+    return value
+
+
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """Return `value` as an int; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidArgumentError(f"{name} must be an int, not {_shown(value)}")
+        raise InvalidArgumentError(f"{name} must be an int, not {shown(value)}")
     number = int(value)
     if number < minimum or (maximum is not None and number > maximum):
         limit = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
@@ -34,7 +53,7 @@ def check_number(
 ) -> float:
     """Return `value` as a finite float within the limits, or above the lower one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidArgumentError(f"{name} must be a number, not {_shown(value)}")
+        raise InvalidArgumentError(f"{name} must be a number, not {shown(value)}")
     number = float(value)
     too_small = number <= minimum if above_minimum else number < minimum
     if not math.isfinite(number) or too_small or number > maximum:
@@ -73,16 +92,11 @@ def _integer_array(token_ids: Any) -> NDArray[Any]:
             raise InvalidArgumentError(f"token_ids must be integers, not {array.dtype}")
         return array
     if not isinstance(token_ids, Iterable):
-        raise InvalidArgumentError(f"token_ids must be a sequence, not {_shown(token_ids)}")
+        raise InvalidArgumentError(f"token_ids must be a sequence, not {shown(token_ids)}")
     values = list(token_ids)
     for position, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise InvalidArgumentError(
-                f"token_ids must be integers; position {position} holds {_shown(value)}"
+                f"token_ids must be integers; position {position} holds {shown(value)}"
             )
     return np.array([int(value) for value in values], dtype=object)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

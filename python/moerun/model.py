@@ -8,19 +8,29 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.arguments import check_int, check_number, check_token_ids
+from moerun.arguments import check_int, check_number, check_str, check_token_ids
+from moerun.cache_options import Prefetch, Split, cache_options, machine_options
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation import Generation, StopStrings
 from moerun.hub import resolve_model
 from moerun.tokenizer import Tokenizer
 
 _MAX_SEED = 2**64 - 1
+
+
+class CacheEvent(NamedTuple):
+    """One thing that happened in the expert cache; see `Model.cache_events`."""
+
+    token: int
+    layer: int
+    expert: int
+    kind: str
 
 
 class Model:
@@ -47,6 +57,13 @@ class Model:
         prefill_chunk: int = 512,
         cpu_kernels: str = "auto",
         progress: Callable[[int, int], None] | None = None,
+        *,
+        expert_budget: str | int | None = None,
+        policy: str | None = None,
+        split: Split | None = None,
+        prefetch: Prefetch | None = None,
+        plan: str | os.PathLike[str] | None = None,
+        cache_events: bool = False,
     ) -> Model:
         """Load a model.
 
@@ -62,25 +79,38 @@ class Model:
                 fastest that this CPU runs.
             progress: called now and then, from the thread that loads, with the bytes done and the
                 bytes in all. If it raises, loading ends with that exception.
+            expert_budget: most memory for routed experts: bytes, or a text such as "6GiB",
+                "500MB" or "25%" (of all experts). None for all that fits in free memory. When
+                not every expert fits, the rest is read from the model's files as it is needed.
+            policy: which expert makes room for another: "lcp", "lru", "lfu" or "static"; "off"
+                keeps none. None for "lcp", or what the plan says.
+            split: share of a cached expert that stays in memory, from 0 to 1: one number, or one
+                per layer with experts. None for 0.4, more where the budget allows.
+            prefetch: read what the next layer will probably need: True, False, or "auto" for as
+                long as it pays. None for "auto", or what the plan says.
+            plan: a JSON file with slots and split of each layer; takes the place of
+                `expert_budget`, `policy` and `split`.
+            cache_events: keep what happens in the cache for `cache_events()`.
 
         Raises:
             MissingFileError: there is no such model, or a file of it is missing.
             FileError: a file cannot be read, or a repository cannot be downloaded.
             FormatError: a file of the model says something wrong.
             UnsupportedModelError: this version cannot run the model.
-            OutOfMemoryError: the model does not fit.
-            InvalidArgumentError: an argument is out of its range.
+            OutOfMemoryError: the model does not fit, or its experts do not run in the budget; the
+                message names the smallest one that works.
+            InvalidArgumentError: an argument has the wrong type or is out of its range, or two
+                exclude each other.
         """
-        options: dict[str, Any] = {
-            "device": _check_str("device", device),
-            "threads": None if threads is None else check_int("threads", threads, 1),
-            "context_length": (
-                None if context_length is None else check_int("context_length", context_length, 1)
-            ),
+        options = {
+            **machine_options(device, threads, context_length),
             "prefill_chunk": check_int("prefill_chunk", prefill_chunk, 1),
-            "cpu_kernels": _check_str("cpu_kernels", cpu_kernels),
+            "cpu_kernels": check_str("cpu_kernels", cpu_kernels),
             "progress": progress,
+            **cache_options(expert_budget, policy, split, prefetch, plan),
         }
+        if cache_events:
+            options["cache_events"] = True
         directory = resolve_model(path)
         return cls(_moerun.Model(str(directory), **options), directory)
 
@@ -204,6 +234,18 @@ class Model:
         `prompt_tokens`, `generated_tokens`, `ttft_s` (time to first token),
         `prefill_tokens_per_s`, `decode_tokens_per_s`, `decode_bytes_per_token`,
         `decode_gb_per_s`, `logits_hash`, `seed`, `finish_reason`.
+
+        `cache` is about the experts. `state` is "resident" while every expert is in memory, else
+        "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active` and `reason` say what is
+        at work and why; `budget_bytes`, `total_expert_bytes`, `arena_bytes` = `slot_bytes` +
+        `ring_bytes` how much is held; `direct_io` whether reads bypass the page cache. Over the
+        `decode_tokens` tokens since loading, `total` and each of `layers` count `lookups` = `hits`
+        (the whole expert was in its slot) + `top_hits` (its top segment was) + `misses`,
+        `hit_rate` = `hits` / `lookups`; `prefetch_issued`, `prefetch_useful`, `prefetch_late`,
+        `prefetch_wasted`; `demand_bytes`, `prefetch_bytes` read; `stalled_s` waited for.
+        `link_gb_per_s` is the rate while reads were under way; `compute_s_per_token` and
+        `stalled_s_per_token` make up the time per token, and `ratio_to_limit` is that time by
+        max(compute, missed bytes / link rate). docs/cache.md says more.
         """
         last = self._last_generation
         return {
@@ -211,6 +253,18 @@ class Model:
             "seed": None if last is None else last.seed,
             "finish_reason": None if last is None else last.finish_reason,
         }
+
+    def cache_events(self) -> list[CacheEvent]:
+        """Return what happened in the expert cache, in order, if it was loaded with cache_events.
+
+        Kinds: every look-up is a "hit" (whole expert in its slot), a "top_hit" (its top segment)
+        or a "miss"; "insert" and "evict" change what a layer holds; "prefetch" was issued, and was
+        "prefetch_useful" (there in time), "prefetch_late" or "prefetch_wasted".
+
+        Returns:
+            (token, layer, expert, kind) each; `token` is the number of tokens decoded before.
+        """
+        return [CacheEvent(*event) for event in self._open().cache_events()]
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used afterwards. Closing twice is fine."""
@@ -270,9 +324,3 @@ class Model:
             for item in items
             if not isinstance(item, str)
         ], strings
-
-
-def _check_str(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
-    return value

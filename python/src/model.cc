@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "model/dry_run.h"
 #include "model/forward.h"
 #include "model/generation.h"
 #include "model/stats.h"
@@ -15,23 +16,65 @@
 namespace moerun::python {
 namespace {
 
-std::unique_ptr<PythonModel> load(const std::string& path, const std::string& device,
-                                  std::optional<int> threads,
-                                  std::optional<std::int64_t> context_length,
-                                  std::int64_t prefill_chunk, const std::string& cpu_kernels,
-                                  const std::optional<py::function>& progress) {
+// (expert_ids, predicted_ids), each (tokens, layers with experts, top_k).
+std::shared_ptr<const RoutingReplay> routing_replay_from(const py::handle& value) {
+  using Ids = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+  const auto [used, predicted] = value.cast<std::pair<Ids, Ids>>();
+  if (used.ndim() != 3 || predicted.ndim() != 3 || used.shape(0) == 0) {
+    throw InvalidArgument("routing_replay: expected two arrays of shape (tokens, layers, top_k)");
+  }
+  auto replay = std::make_shared<RoutingReplay>();
+  replay->tokens = static_cast<std::size_t>(used.shape(0));
+  replay->expert_ids.assign(used.data(), used.data() + used.size());
+  replay->predicted_ids.assign(predicted.data(), predicted.data() + predicted.size());
+  return replay;
+}
+
+// Options of a model by keyword, as Python passes them; what is not there keeps its default.
+ModelOptions options_from(const py::kwargs& kwargs) {
   ModelOptions options;
-  options.device = device;
-  if (threads && *threads < 1) {
-    throw InvalidArgument(message("threads: expected at least 1, found ", *threads));
+  const auto positive = [](const char* name, std::int64_t value) {
+    if (value >= 1) return value;
+    throw InvalidArgument(message(name, ": expected at least 1, found ", value));
+  };
+  for (const auto& [key, value] : kwargs) {
+    if (value.is_none()) continue;
+    const auto name = key.cast<std::string>();
+    if (name == "device") {
+      options.device = value.cast<std::string>();
+    } else if (name == "threads") {
+      options.threads = static_cast<int>(positive("threads", value.cast<int>()));
+    } else if (name == "context_length") {
+      options.context_length = positive("context_length", value.cast<std::int64_t>());
+    } else if (name == "prefill_chunk") {
+      options.prefill_chunk = value.cast<std::int64_t>();
+    } else if (name == "cpu_kernels") {
+      options.cpu_kernels = value.cast<std::string>();
+    } else if (name == "expert_budget") {
+      options.experts.budget = value.cast<std::string>();
+    } else if (name == "policy") {
+      options.experts.policy = value.cast<std::string>();
+    } else if (name == "split") {
+      options.experts.split = value.cast<std::vector<double>>();
+    } else if (name == "prefetch") {
+      options.experts.prefetch = value.cast<std::string>();
+    } else if (name == "plan") {
+      options.experts.plan = value.cast<std::string>();
+    } else if (name == "cache_events") {
+      options.experts.log_events = value.cast<bool>();
+    } else if (name == "routing_replay") {
+      options.decoder.replay = routing_replay_from(value);
+    } else {
+      throw py::type_error(message("unexpected keyword argument '", name, "'"));
+    }
   }
-  if (context_length && *context_length < 1) {
-    throw InvalidArgument(message("context_length: expected at least 1, found ", *context_length));
-  }
-  options.threads = threads.value_or(0);
-  options.context_length = context_length.value_or(0);
-  options.prefill_chunk = prefill_chunk;
-  options.cpu_kernels = cpu_kernels;
+  return options;
+}
+
+std::unique_ptr<PythonModel> load(const std::string& path,
+                                  const std::optional<py::function>& progress,
+                                  const py::kwargs& kwargs) {
+  const ModelOptions options = options_from(kwargs);
   const LoadProgress report = [&](std::uint64_t done, std::uint64_t total) {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -39,6 +82,24 @@ std::unique_ptr<PythonModel> load(const std::string& path, const std::string& de
   };
   const py::gil_scoped_release release;
   return std::make_unique<PythonModel>(Model::load(path, options, report));
+}
+
+py::object dry_run(const std::string& path, const py::kwargs& kwargs) {
+  const ModelOptions options = options_from(kwargs);
+  std::string json;
+  {
+    const py::gil_scoped_release release;
+    json = dry_run_json(path, options);
+  }
+  return from_json(json);
+}
+
+py::list cache_events(const PythonModel& self) {
+  py::list list;
+  for (const CacheEvent& event : self.get()->cache_events()) {
+    list.append(py::make_tuple(event.token, event.layer, event.expert, name_of(event.kind)));
+  }
+  return list;
 }
 
 py::array_t<float> forward_array(const PythonModel& self, const py::object& token_ids) {
@@ -76,16 +137,15 @@ std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& 
 }  // namespace
 
 void register_model(py::module_& module) {
+  module.def("dry_run", &dry_run, py::arg("path"));
   py::class_<PythonModel>(module, "Model")
-      .def(py::init(&load), py::arg("path"), py::kw_only(), py::arg("device") = "auto",
-           py::arg("threads") = py::none(), py::arg("context_length") = py::none(),
-           py::arg("prefill_chunk") = 512, py::arg("cpu_kernels") = "auto",
-           py::arg("progress") = py::none())
+      .def(py::init(&load), py::arg("path"), py::arg("progress") = py::none())
       .def("forward", &forward_array, py::arg("token_ids"))
       .def("generate", &generate, py::arg("token_ids"), py::kw_only(), py::arg("max_new_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("seed"), py::arg("stop_token_ids"))
       .def("stats", [](const PythonModel& self) { return from_json(stats_json(*self.get())); })
+      .def("cache_events", &cache_events)
       .def("close", &PythonModel::close, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly(
           "config",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cached import PROMPT, run_resident
 from hypothesis import settings
 
 import moerun
@@ -68,6 +69,12 @@ def tokenizer(model):
     return model.tokenizer
 
 
+@pytest.fixture(scope="session")
+def shipped(default_path, tokenizer):
+    """What the shipped model gives with every expert in memory."""
+    return run_resident(default_path, tokenizer.encode(PROMPT))
+
+
 @pytest.fixture
 def model_copy(tmp_path, default_path):
     """A copy of the shipped model whose small files may be changed; the weights are a link."""
@@ -86,3 +93,19 @@ def change_json(path, **changes):
     value = json.loads(path.read_text())
     value.update(changes)
     path.write_text(json.dumps(value))
+
+
+def assert_failed(done, *expected, code=1):
+    """One readable paragraph on standard error, nothing on standard output."""
+    assert done.returncode == code, done.stderr
+    assert not done.stdout
+    assert done.stderr.startswith("moe-run: error: ")
+    assert done.stderr.count("\n") == 1
+    for text in expected:
+        assert text in done.stderr
+
+
+def as_json(done):
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)

@@ -1,5 +1,4 @@
 import fcntl
-import json
 import os
 import pty
 import re
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from conftest import change_json, moe_run_command, offline_environment
+from conftest import as_json, assert_failed, change_json, moe_run_command, offline_environment
 
 import moerun
 from moerun_tools.answer import Answer
@@ -24,22 +23,6 @@ TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-
-def assert_failed(done, *expected, code=1):
-    """One readable paragraph on standard error, nothing on standard output."""
-    assert done.returncode == code, done.stderr
-    assert not done.stdout
-    assert done.stderr.startswith("moe-run: error: ")
-    assert done.stderr.count("\n") == 1
-    for text in expected:
-        assert text in done.stderr
-
-
-def as_json(done):
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import click
 from moerun import Model
 from moerun.errors import MoerunError
 from moerun_tools.answer import Answer
+from moerun_tools.cache_report import cache_table
 from moerun_tools.command import show_error, write_out
 from moerun_tools.conversation import Conversation
 from moerun_tools.prompt import read_line
@@ -21,6 +22,7 @@ def converse(
     conversation: Conversation,
     first: str | None,
     quiet: bool,
+    show_stats: bool,
     name: str,
     **options: Any,
 ) -> None:
@@ -38,7 +40,7 @@ def converse(
             if line is None or line.strip() == "exit":
                 return
             if line.strip():
-                _answer(model, conversation, line, quiet, options)
+                _answer(model, conversation, line, quiet, show_stats, options)
         except MoerunError as error:
             show_error(name, error)
         except KeyboardInterrupt:
@@ -49,7 +51,12 @@ def converse(
 
 
 def _answer(
-    model: Model, conversation: Conversation, line: str, quiet: bool, options: dict[str, Any]
+    model: Model,
+    conversation: Conversation,
+    line: str,
+    quiet: bool,
+    show_stats: bool,
+    options: dict[str, Any],
 ) -> None:
     token_ids = conversation.ask(line)
     try:
@@ -66,3 +73,5 @@ def _answer(
     conversation.remember(answer.text)
     if not quiet:
         click.echo(speed_line(model.stats()), err=True)
+    if show_stats:
+        click.echo(cache_table(model.stats()["cache"]), err=True)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from moerun_tools.cache_options import cache_arguments, cache_options
 from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, write_out
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -20,6 +21,12 @@ Examples:
   moe-run -m allenai/OLMoE-1B-7B-0924-Instruct --chat -i
   git diff | moe-run --temperature 0.8 --seed 1
   moe-run --json "import os" | jq .stats
+
+\b
+Models that do not fit in memory:
+  moe-run -m Qwen/Qwen3-30B-A3B --expert-budget 6GiB --dry-run
+  moe-run -m Qwen/Qwen3-30B-A3B --expert-budget 6GiB --stats "Routers are"
+  moe-run --expert-budget 25% --split 0.4 --prefetch on --stats "import os"
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
@@ -94,6 +101,13 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     default="auto",
     help="Kernels for a kind of CPU; auto takes the fastest that this one runs.",
 )
+@cache_options
+@_option(
+    "Expert cache",
+    "--dry-run",
+    is_flag=True,
+    help="Only print what each memory tier would hold; loads nothing, needs no prompt.",
+)
 @_option(
     "Generation",
     "-n",
@@ -162,6 +176,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
 @_option(
     "Output", "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
+@_option("Output", "--stats", is_flag=True, help="Print at the end what the expert cache did.")
 @_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing lines.")
 @_option(
     "Other",
@@ -183,7 +198,14 @@ def main(
     threads: int | None,
     context_length: int | None,
     cpu_kernels: str,
+    expert_budget: str | None,
+    policy: str | None,
+    split: list[float] | None,
+    prefetch: str | None,
+    plan: str | None,
+    dry_run: bool,
     as_json: bool,
+    stats: bool,
     quiet: bool,
     **generation: Any,
 ) -> None:
@@ -198,9 +220,13 @@ def main(
         raise click.UsageError("--system needs --chat.")
     if interactive and as_json:
         raise click.UsageError("--interactive and --json exclude each other.")
+    if stats and as_json:
+        raise click.UsageError("--stats and --json exclude each other: JSON holds the statistics.")
     if any(not text for text in generation["stop"]):
         raise click.UsageError("--stop needs a text that is not empty.")
 
+    machine = {"device": device, "threads": threads, "context_length": context_length}
+    cache = cache_arguments(expert_budget, policy, split, prefetch, plan)
     _check_cpu_kernels(cpu_kernels)
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
@@ -212,6 +238,9 @@ def main(
     from moerun_tools.loading import load_model
     from moerun_tools.prompt import checked_text, read_prompt
 
+    if dry_run:
+        _show_dry_run(resolve_model(model), as_json, **machine, **cache)
+        return
     system = None if system is None else checked_text(system, "--system")
     generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]]
     text = read_prompt(prompt, file) if prompt is not None or file is not None else None
@@ -221,17 +250,26 @@ def main(
     with load_model(
         directory,
         quiet,
-        device=device,
-        threads=threads,
-        context_length=context_length,
         cpu_kernels=cpu_kernels,
+        **machine,
+        **cache,
     ) as loaded:
         conversation = Conversation(loaded, chat, system)
         if interactive:
-            converse(loaded, conversation, text, quiet, "moe-run", **generation)
+            converse(loaded, conversation, text, quiet, stats, "moe-run", **generation)
         else:
             assert text is not None
-            _run_once(loaded, conversation, text, not chat, as_json, quiet, generation)
+            _run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
+
+
+def _show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:
+    """Print what each tier would hold: a table, or one JSON object."""
+    from moerun import dry_run
+    from moerun_tools.cache_report import dry_run_table
+    from moerun_tools.report import json_line
+
+    plan = dry_run(directory, **options)
+    write_out(json_line(plan) if as_json else dry_run_table(plan) + "\n")
 
 
 def _run_once(
@@ -241,10 +279,12 @@ def _run_once(
     echo: bool,
     as_json: bool,
     quiet: bool,
+    show_stats: bool,
     generation: dict[str, Any],
 ) -> None:
     """Answer one prompt: text as it is made, or one JSON object at the end."""
     from moerun_tools.answer import Answer
+    from moerun_tools.cache_report import cache_table
     from moerun_tools.report import json_object, memory_line, speed_line
 
     prompt_token_ids = conversation.ask(text)
@@ -262,6 +302,8 @@ def _run_once(
     if not quiet:
         click.echo(speed_line(model.stats()), err=True)
         click.echo(memory_line(model.stats()), err=True)
+    if show_stats:
+        click.echo(cache_table(model.stats()["cache"]), err=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,288 @@
+#include "expert/cache_layout.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+#include "base/error.h"
+#include "expert/cache_plan.h"
+#include "expert/policy.h"
+
+namespace moerun {
+namespace {
+
+constexpr double kDefaultSplit = 0.4;
+constexpr std::size_t kBlocksPerExpert = 8;
+
+std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+std::size_t top_records_of(double split, std::size_t records) {
+  const double quanta = std::round(split * static_cast<double>(records) / kQuantumRecords);
+  return std::min(records, static_cast<std::size_t>(quanta) * kQuantumRecords);
+}
+
+// What the layout of one layer is made from.
+struct LayerSize {
+  std::size_t layer;
+  std::size_t num_experts;
+  std::size_t records;  // of an expert
+  std::size_t record_bytes;
+};
+
+std::vector<LayerSize> layer_sizes(const ModelWeights& weights) {
+  std::vector<LayerSize> sizes;
+  for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+    const LayerWeights& layer = weights.layers[i];
+    if (layer.experts.num_experts == 0) continue;
+    sizes.push_back(
+        {i, layer.experts.num_experts, layer.experts.intermediate_size, layer.record_bytes()});
+  }
+  return sizes;
+}
+
+LayerLayout layer_layout(const LayerSize& size, std::size_t slots, std::size_t top_records) {
+  LayerLayout layout;
+  layout.layer = size.layer;
+  layout.num_slots = top_records == 0 ? 0 : std::min(slots, size.num_experts);
+  layout.top_records = layout.num_slots == 0 ? 0 : top_records;
+  layout.split = static_cast<double>(layout.top_records) /
+                 static_cast<double>(std::max<std::size_t>(size.records, 1));
+  layout.slot_bytes = layout.top_records * size.record_bytes;
+  return layout;
+}
+
+void size_ring(CacheLayout& layout, const std::vector<LayerSize>& sizes, std::size_t top_k,
+               std::size_t ring_experts) {
+  std::size_t blocks_per_expert = 0;
+  for (const LayerSize& size : sizes) {
+    const std::size_t quanta = divide_up(size.records, kQuantumRecords);
+    const std::size_t records = divide_up(quanta, kBlocksPerExpert) * kQuantumRecords;
+    layout.block_bytes = std::max(layout.block_bytes, records * size.record_bytes);
+  }
+  for (const LayerSize& size : sizes) {
+    const std::size_t block_records =
+        layout.block_bytes / (size.record_bytes * kQuantumRecords) * kQuantumRecords;
+    blocks_per_expert = std::max(blocks_per_expert, divide_up(size.records, block_records));
+  }
+  const std::size_t experts = ring_experts != 0 ? ring_experts : top_k;
+  layout.num_blocks = experts * blocks_per_expert;
+  layout.smallest_budget_bytes = layout.ring_bytes();
+}
+
+std::string share_text(std::size_t bytes, std::size_t total) {
+  const double percent =
+      std::ceil(1000.0 * static_cast<double>(bytes) / static_cast<double>(total)) / 10;
+  return message(bytes, " bytes (", percent, "% of all experts)");
+}
+
+// Splits as given, or as much of every expert as the layer's budget holds, but at least the
+// default: where all tops fit, larger ones leave nothing unused.
+std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
+                                     const std::vector<double>& split, std::size_t layer_budget) {
+  if (split.size() > 1 && split.size() != sizes.size()) {
+    throw InvalidArgument(message("split: expected one number, or one for each of the ",
+                                  sizes.size(), " layers with experts, found ", split.size()));
+  }
+  for (const double value : split) {
+    if (!(value >= 0 && value <= 1)) {
+      throw InvalidArgument(message("split: expected 0 to 1, found ", value));
+    }
+  }
+  std::vector<std::size_t> tops;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const LayerSize& size = sizes[i];
+    if (!split.empty()) {
+      tops.push_back(top_records_of(split.size() == 1 ? split[0] : split[i], size.records));
+      continue;
+    }
+    const std::size_t for_all =
+        layer_budget / (size.num_experts * size.record_bytes) / kQuantumRecords * kQuantumRecords;
+    tops.push_back(
+        std::min(size.records, std::max(top_records_of(kDefaultSplit, size.records), for_all)));
+  }
+  return tops;
+}
+
+void share_out_slots(CacheLayout& layout, const std::vector<LayerSize>& sizes,
+                     const std::vector<double>& split, std::size_t bytes) {
+  const std::size_t layer_budget = bytes / std::max<std::size_t>(sizes.size(), 1);
+  const auto tops = choose_tops(sizes, split, layer_budget);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::size_t slot_bytes = tops[i] * sizes[i].record_bytes;
+    layout.layers.push_back(
+        layer_layout(sizes[i], slot_bytes == 0 ? 0 : layer_budget / slot_bytes, tops[i]));
+  }
+  // What the divisions left over: one slot more for the first layers.
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::size_t slot_bytes = tops[i] * sizes[i].record_bytes;
+    const std::size_t slots = layout.layers[i].num_slots;
+    if (slot_bytes != 0 && slots < sizes[i].num_experts &&
+        layout.slot_bytes() + slot_bytes <= bytes) {
+      layout.layers[i] = layer_layout(sizes[i], slots + 1, tops[i]);
+    }
+  }
+}
+
+void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const CachePlan& plan,
+                const std::string& path) {
+  for (const LayerSize& size : sizes) layout.layers.push_back(layer_layout(size, 0, 0));
+  std::vector<bool> is_planned(sizes.size(), false);
+  for (const PlannedLayer& planned : plan.layers) {
+    const auto found = std::find_if(sizes.begin(), sizes.end(), [&](const LayerSize& size) {
+      return size.layer == planned.layer;
+    });
+    if (found == sizes.end()) {
+      throw FormatError(message(path, ": layer ", planned.layer, " is not a layer with experts; ",
+                                "the model has ", sizes.size(), ", from ", sizes.front().layer,
+                                " to ", sizes.back().layer));
+    }
+    const auto index = static_cast<std::size_t>(found - sizes.begin());
+    if (is_planned[index]) {
+      throw FormatError(message(path, ": layer ", planned.layer, " is planned twice"));
+    }
+    is_planned[index] = true;
+    if (planned.num_slots > found->num_experts) {
+      throw FormatError(message(path, ": layer ", planned.layer, ": expected at most ",
+                                found->num_experts, " slots (the number of experts), found ",
+                                planned.num_slots));
+    }
+    for (const std::size_t expert : planned.experts) {
+      if (expert >= found->num_experts) {
+        throw FormatError(message(path, ": layer ", planned.layer, ": expected experts from 0 to ",
+                                  found->num_experts - 1, ", found ", expert));
+      }
+    }
+    layout.layers[index] =
+        layer_layout(*found, planned.num_slots, top_records_of(planned.split, found->records));
+    layout.layers[index].static_experts = planned.experts;
+  }
+  if (layout.arena_bytes() > layout.budget_bytes) {
+    throw FormatError(message(path, ": the plan needs ", layout.arena_bytes(), " bytes (slots ",
+                              layout.slot_bytes(), ", staging ring ", layout.ring_bytes(),
+                              "), expected at most its budget_bytes, ", layout.budget_bytes));
+  }
+}
+
+PrefetchMode parse_prefetch(const std::string& text) {
+  if (text.empty() || text == "auto") return PrefetchMode::automatic;
+  if (text == "on") return PrefetchMode::on;
+  if (text == "off") return PrefetchMode::off;
+  throw InvalidArgument(message("prefetch: expected on, off or auto, found '", text, "'"));
+}
+
+void check_policy(const std::string& policy) {
+  const auto& names = cache_policy_names();
+  if (policy == "off" || std::find(names.begin(), names.end(), policy) != names.end()) return;
+  throw InvalidArgument(
+      message("policy: expected off, lru, lfu, lcp or static, found '", policy, "'"));
+}
+
+}  // namespace
+
+std::string_view name_of(PrefetchMode mode) {
+  return mode == PrefetchMode::on ? "on" : mode == PrefetchMode::off ? "off" : "auto";
+}
+
+std::size_t CacheLayout::slot_bytes() const {
+  std::size_t total = 0;
+  for (const LayerLayout& layer : layers) total += layer.num_slots * layer.slot_bytes;
+  return total;
+}
+
+std::size_t parse_budget(std::string_view text, std::size_t total_bytes) {
+  const auto fail = [&]() -> std::size_t {
+    throw InvalidArgument(
+        message("expert_budget: expected a share like 25%, a size like 6GiB or "
+                "500MB, or a number of bytes, all above 0, found '",
+                text, "'"));
+  };
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || !std::isfinite(number) || number <= 0) return fail();
+  std::string unit(end, text.data() + text.size());
+  unit.erase(0, unit.find_first_not_of(' ') == std::string::npos ? unit.size()
+                                                                 : unit.find_first_not_of(' '));
+  struct Unit {
+    const char* name;
+    double bytes;
+  };
+  constexpr Unit kUnits[] = {{"", 1},         {"B", 1},        {"kB", 1e3},    {"KB", 1e3},
+                             {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12},   {"KiB", 1024.0},
+                             {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+  double bytes = 0;
+  if (unit == "%") {
+    if (number > 100) return fail();
+    bytes = std::floor(number / 100 * static_cast<double>(total_bytes));
+  } else {
+    for (const Unit& known : kUnits) {
+      if (unit == known.name) bytes = number * known.bytes;
+    }
+  }
+  if (bytes < 1 || bytes > 0x1p60) return fail();
+  return static_cast<std::size_t>(bytes);
+}
+
+CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
+                              const ExpertCacheOptions& options, std::size_t available_bytes) {
+  const std::vector<LayerSize> sizes = layer_sizes(weights);
+  const std::size_t total = weights.expert_bytes();
+  CacheLayout layout;
+  std::optional<CachePlan> plan;
+  if (!options.plan.empty()) {
+    if (!options.budget.empty() || !options.policy.empty() || !options.split.empty()) {
+      throw InvalidArgument(
+          "plan: it says the budget, the policy and the split; give either a plan "
+          "or those");
+    }
+    plan = read_cache_plan(options.plan);
+  }
+  layout.policy = plan ? plan->policy : options.policy.empty() ? "lcp" : options.policy;
+  check_policy(layout.policy);
+  layout.prefetch =
+      parse_prefetch(plan && options.prefetch.empty() ? plan->prefetch : options.prefetch);
+  if (layout.policy == "off" && !options.split.empty()) {
+    throw InvalidArgument("split: with policy off nothing is cached; leave one of the two out");
+  }
+  if (layout.policy == "off" && layout.prefetch == PrefetchMode::on) {
+    throw InvalidArgument(
+        "prefetch: policy off is the plain path without it; for prefetch without "
+        "a cache, choose another policy and split 0");
+  }
+  if (layout.policy == "static" && !plan) {
+    throw InvalidArgument("policy: static needs a plan that lists the experts of every layer");
+  }
+  if (sizes.empty() || total == 0) {
+    layout.is_resident = true;
+    layout.policy = "off";
+    return layout;
+  }
+  size_ring(layout, sizes, top_k, options.ring_experts);
+  layout.budget_bytes = plan                     ? plan->budget_bytes
+                        : options.budget.empty() ? std::min(available_bytes, total)
+                                                 : parse_budget(options.budget, total);
+  if (!plan && layout.budget_bytes >= total) {
+    layout.is_resident = true;
+    layout.num_blocks = 0;
+    return layout;
+  }
+  if (layout.budget_bytes < layout.smallest_budget_bytes) {
+    throw OutOfMemory(message(
+        options.budget.empty() && !plan ? "the memory that is free for experts is "
+                                        : "the expert budget is ",
+        layout.budget_bytes, " bytes, but the ", top_k, " experts that one token uses in a layer ",
+        "have to be in memory together: the smallest budget that works is ",
+        share_text(layout.smallest_budget_bytes, total)));
+  }
+  if (plan) {
+    apply_plan(layout, sizes, *plan, options.plan);
+  } else if (layout.policy == "off") {
+    for (const LayerSize& size : sizes) layout.layers.push_back(layer_layout(size, 0, 0));
+  } else {
+    share_out_slots(layout, sizes, options.split, layout.budget_bytes - layout.ring_bytes());
+  }
+  if (layout.policy == "off") layout.prefetch = PrefetchMode::off;
+  return layout;
+}
+
+}  // namespace moerun

@@ -1,0 +1,69 @@
+// How a budget is divided: slots and split ratio of every layer, and the staging ring.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "expert/expert_store.h"
+#include "weights/model_weights.h"
+
+namespace moerun {
+
+enum class PrefetchMode { on, off, automatic };
+
+std::string_view name_of(PrefetchMode mode);
+
+// As users give them; empty means not given.
+struct ExpertCacheOptions {
+  std::string budget;         // "25%" of all experts, "6GiB", "500MB", or bytes; all that fits
+  std::string policy;         // off, lru, lfu, lcp, static; lcp
+  std::vector<double> split;  // one for all layers, or one per layer with experts
+  std::string prefetch;       // on, off, auto; auto
+  std::string plan;           // path of a JSON file instead of budget, policy and split
+  bool log_events = false;
+  int reader_threads = 2;
+  std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.
+  // Puts a store of the caller's own before the checkpoint's.
+  std::function<std::unique_ptr<ExpertStore>(std::unique_ptr<ExpertStore>)> wrap_store;
+};
+
+struct LayerLayout {
+  std::size_t layer = 0;
+  std::size_t num_slots = 0;
+  std::size_t top_records = 0;  // of an expert that has a slot: a multiple of the quantum, or all
+  double split = 0;             // top_records as a share of the expert
+  std::size_t slot_bytes = 0;   // of one slot
+  std::vector<std::size_t> static_experts;
+};
+
+struct CacheLayout {
+  bool is_resident = false;  // every expert stays in memory and there is no cache
+  std::string policy;        // "off": no slots
+  PrefetchMode prefetch = PrefetchMode::automatic;
+  std::size_t budget_bytes = 0;
+  std::size_t smallest_budget_bytes = 0;
+  std::size_t block_bytes = 0;  // of the staging ring
+  std::size_t num_blocks = 0;
+  std::vector<LayerLayout> layers;  // those with experts, in order
+
+  std::size_t ring_bytes() const { return num_blocks * block_bytes; }
+  std::size_t slot_bytes() const;
+  std::size_t arena_bytes() const { return ring_bytes() + slot_bytes(); }
+};
+
+// Bytes that a budget text stands for. InvalidArgument for other text than
+// ExpertCacheOptions::budget describes.
+std::size_t parse_budget(std::string_view text, std::size_t total_bytes);
+
+// `available_bytes`: memory that is free for experts, used where no budget is given. Throws
+// OutOfMemory naming the smallest budget that works, InvalidArgument for options that are out of
+// range or contradict each other, FileError or FormatError for a plan.
+CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
+                              const ExpertCacheOptions& options, std::size_t available_bytes);
+
+}  // namespace moerun

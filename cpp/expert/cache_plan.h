@@ -1,0 +1,28 @@
+// A cache configuration from a file.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace moerun {
+
+struct PlannedLayer {
+  std::size_t layer = 0;
+  std::size_t num_slots = 0;
+  double split = 0;
+  std::vector<std::size_t> experts;  // of the policy "static"
+};
+
+struct CachePlan {
+  std::string policy;
+  std::string prefetch;  // empty: not given
+  std::size_t budget_bytes = 0;
+  std::vector<PlannedLayer> layers;
+};
+
+// Reads {"version": 1, "policy": ..., "budget_bytes": ..., "layers": [...]}. FileError,
+// FormatError.
+CachePlan read_cache_plan(const std::string& path);
+
+}  // namespace moerun

@@ -1,0 +1,390 @@
+#include "expert/expert_cache.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+
+namespace moerun {
+namespace {
+
+std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+std::string milliseconds(double seconds) {
+  return message(static_cast<double>(static_cast<long>(seconds * 1e5)) / 100, " ms");
+}
+
+std::string verdict(const char* what, const OnOffTrial& trial) {
+  return message(what, " measured ", milliseconds(trial.seconds_on()), " a token with it and ",
+                 milliseconds(trial.seconds_off()),
+                 " without: ", trial.is_worth_it() ? "it stays on" : "it is switched off");
+}
+
+}  // namespace
+
+ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
+                         int reader_threads, TraceSink* sink)
+    : layout_(std::move(layout)),
+      sink_(sink),
+      is_direct_(store.is_direct()),
+      arena_(layout_.arena_bytes(), "the expert cache"),
+      engine_(store, progress_, reader_threads) {
+  ring_.emplace(Bytes{arena_.data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
+  std::byte* slots = arena_.data() + layout_.ring_bytes();
+  for (const LayerLayout& from : layout_.layers) {
+    const LayerWeights& layer = weights.layers[from.layer];
+    LayerState state;
+    state.layer = from.layer;
+    state.num_records = layer.experts.intermediate_size;
+    state.record_bytes = layer.record_bytes();
+    state.block_records =
+        layout_.block_bytes / (state.record_bytes * kQuantumRecords) * kQuantumRecords;
+    state.top_records = from.top_records;
+    state.slot_bytes = from.slot_bytes;
+    state.slots = slots;
+    slots += from.num_slots * from.slot_bytes;
+    state.expert_of_slot.assign(from.num_slots, kNone);
+    state.slot_of_expert.assign(layer.experts.num_experts, kNone);
+    if (from.num_slots != 0) {
+      PolicyParams params;
+      params.static_experts = from.static_experts;
+      state.policy = make_cache_policy(layout_.policy, layer.experts.num_experts, params);
+    }
+    layers_.push_back(std::move(state));
+  }
+}
+
+std::size_t ExpertCache::index_of(std::size_t layer) const {
+  const auto found = std::find_if(layers_.begin(), layers_.end(),
+                                  [&](const auto& state) { return state.layer == layer; });
+  if (found == layers_.end()) {
+    throw InvalidArgument(message("layer ", layer, " has no experts"));
+  }
+  return static_cast<std::size_t>(found - layers_.begin());
+}
+
+void ExpertCache::note(CacheEventKind kind, const LayerState& layer, std::size_t expert) {
+  if (sink_ != nullptr) sink_->record({decode_tokens_, layer.layer, expert, kind});
+}
+
+std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
+                                                  std::span<const std::size_t> experts,
+                                                  AccessMode mode) {
+  std::unique_ptr<ExpertLease> lease(new ExpertLease(*this, index_of(layer), mode));
+  const std::lock_guard lock(stats_mutex_);
+  LayerState& state = layers_[lease->layer_index_];
+  const bool uses_slots = mode == AccessMode::prefill || cache_trial_.is_on();
+  look_up(state, *lease, experts, uses_slots);
+  adopt_prefetched(lease->layer_index_, *lease);
+  if (state.policy && mode == AccessMode::decode && uses_slots) admit(state, *lease);
+  if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
+  has_waiting_demand_ = false;
+  for (auto& item : lease->items_) {
+    if (item.first_record == state.num_records || item.transfer) continue;
+    if (!start(state, item)) has_waiting_demand_ = true;
+  }
+  return lease;
+}
+
+void ExpertCache::look_up(LayerState& layer, ExpertLease& lease,
+                          std::span<const std::size_t> experts, bool uses_slots) {
+  const bool counts = lease.mode_ == AccessMode::decode;
+  for (const std::size_t expert : experts) {
+    ExpertLease::Item item;
+    item.expert = expert;
+    const std::size_t slot = layer.slot_of_expert[expert];
+    CacheEventKind kind = CacheEventKind::miss;
+    if (slot != kNone && uses_slots) {
+      item.top_slot = slot;
+      item.first_record = layer.top_records;
+      kind = layer.top_records == layer.num_records ? CacheEventKind::hit : CacheEventKind::top_hit;
+    }
+    if (counts) {
+      ++layer.counters.lookups;
+      ++(kind == CacheEventKind::hit       ? layer.counters.hits
+         : kind == CacheEventKind::top_hit ? layer.counters.top_hits
+                                           : layer.counters.misses);
+      note(kind, layer, expert);
+    }
+    lease.items_.push_back(std::move(item));
+  }
+}
+
+void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) {
+  LayerState& layer = layers_[layer_index];
+  for (const Prefetched& prefetched : prefetched_) {
+    ExpertLease::Item* wanted = nullptr;
+    if (prefetched.layer_index == layer_index) {
+      for (auto& item : lease.items_) {
+        if (item.expert == prefetched.expert && item.first_record == prefetched.first_record) {
+          wanted = &item;
+        }
+      }
+    }
+    bool is_there = false;
+    try {
+      is_there = wanted != nullptr && engine_.is_complete(*prefetched.transfer);
+    } catch (const Error&) {
+      wanted = nullptr;  // read again, as demand; if that fails too, it is reported
+    }
+    if (wanted == nullptr) {
+      drop_prefetched(prefetched);
+      continue;
+    }
+    engine_.promote(prefetched.transfer);
+    wanted->transfer = prefetched.transfer;
+    wanted->was_prefetched = true;
+    ++(is_there ? layer.counters.prefetch_useful : layer.counters.prefetch_late);
+    note(is_there ? CacheEventKind::prefetch_useful : CacheEventKind::prefetch_late, layer,
+         prefetched.expert);
+  }
+  prefetched_.clear();
+}
+
+void ExpertCache::drop_prefetched(const Prefetched& dropped) {
+  LayerState& layer = layers_[dropped.layer_index];
+  engine_.cancel(dropped.transfer);
+  ++layer.counters.prefetch_wasted;
+  layer.counters.prefetch_bytes += engine_.bytes_read(*dropped.transfer);
+  note(CacheEventKind::prefetch_wasted, layer, dropped.expert);
+}
+
+void ExpertCache::drop_all_prefetched() {
+  const std::lock_guard lock(stats_mutex_);
+  for (const Prefetched& prefetched : prefetched_) drop_prefetched(prefetched);
+  prefetched_.clear();
+}
+
+void ExpertCache::take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot) {
+  layer.expert_of_slot[slot] = item.expert;
+  layer.slot_of_expert[item.expert] = slot;
+  item.new_slot = slot;
+  item.copies_to_slot = item.transfer != nullptr;
+  note(CacheEventKind::insert, layer, item.expert);
+}
+
+void ExpertCache::admit(LayerState& layer, ExpertLease& lease) {
+  layer.policy->begin_token();
+  const auto is_leased = [&](std::size_t expert) {
+    return std::any_of(lease.items_.begin(), lease.items_.end(), [&](const auto& item) {
+      return item.expert == expert && (item.top_slot || item.new_slot);
+    });
+  };
+  for (auto& item : lease.items_) {
+    layer.policy->access(item.expert);
+    if (item.top_slot || !layer.policy->admits(item.expert)) continue;
+    std::vector<std::size_t> candidates;
+    std::optional<std::size_t> slot;
+    for (std::size_t i = 0; i < layer.expert_of_slot.size() && !slot; ++i) {
+      const std::size_t expert = layer.expert_of_slot[i];
+      if (expert == kNone) {
+        slot = i;
+      } else if (!is_leased(expert)) {
+        candidates.push_back(expert);
+      }
+    }
+    if (!slot && candidates.empty()) continue;
+    if (!slot) {
+      const std::size_t victim = layer.policy->victim(candidates);
+      slot = layer.slot_of_expert[victim];
+      layer.slot_of_expert[victim] = kNone;
+      note(CacheEventKind::evict, layer, victim);
+    }
+    take_slot(layer, item, *slot);
+  }
+}
+
+void ExpertCache::admit_to_empty_slots(LayerState& layer, ExpertLease& lease) {
+  auto item = lease.items_.begin();
+  for (std::size_t slot = 0; slot < layer.expert_of_slot.size(); ++slot) {
+    if (layer.expert_of_slot[slot] != kNone) continue;
+    while (item != lease.items_.end() && (item->top_slot || !layer.policy->admits(item->expert))) {
+      ++item;
+    }
+    if (item == lease.items_.end()) return;
+    take_slot(layer, *item++, slot);
+  }
+}
+
+std::shared_ptr<Transfer> ExpertCache::submit(const LayerState& layer, std::size_t expert,
+                                              std::size_t first_record,
+                                              std::optional<std::size_t> to_slot, Urgency urgency) {
+  SegmentRead read{{layer.layer, expert}, first_record, layer.num_records - first_record, {}};
+  std::size_t record = first_record;
+  if (to_slot) {
+    read.runs.push_back({0, layer.top_records, slot(layer, *to_slot)});
+    record = layer.top_records;
+  }
+  auto blocks = ring_->try_take(divide_up(layer.num_records - record, layer.block_records));
+  if (!blocks) return nullptr;
+  std::size_t previous = kNone;
+  for (const std::size_t index : blocks->indices()) {
+    const std::size_t count = std::min(layer.block_records, layer.num_records - record);
+    const bool touches = previous != kNone && index == previous + 1 &&
+                         layer.block_records * layer.record_bytes == layout_.block_bytes;
+    if (touches) {
+      read.runs.back().num_records += count;
+    } else {
+      read.runs.push_back({record, count, ring_->block(index)});
+    }
+    previous = index;
+    record += count;
+  }
+  return engine_.submit(std::move(read), std::move(*blocks), urgency);
+}
+
+bool ExpertCache::start(const LayerState& layer, ExpertLease::Item& item) {
+  item.transfer = submit(layer, item.expert, item.first_record, item.new_slot, Urgency::demand);
+  return item.transfer != nullptr;
+}
+
+bool ExpertCache::wants_prefetch() const {
+  if (has_waiting_demand_) return false;
+  if (layout_.prefetch == PrefetchMode::on) return true;
+  return layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.is_on();
+}
+
+void ExpertCache::prefetch(std::size_t layer, std::span<const std::size_t> experts) {
+  const std::lock_guard lock(stats_mutex_);
+  const std::size_t index = index_of(layer);
+  LayerState& state = layers_[index];
+  for (const std::size_t expert : experts) {
+    const bool has_top = state.slot_of_expert[expert] != kNone && cache_trial_.is_on();
+    const std::size_t first = has_top ? state.top_records : 0;
+    if (first == state.num_records) continue;
+    auto transfer = submit(state, expert, first, std::nullopt, Urgency::prefetch);
+    if (!transfer) return;
+    prefetched_.push_back({index, expert, first, std::move(transfer)});
+    ++state.counters.prefetch_issued;
+    note(CacheEventKind::prefetch, state, expert);
+  }
+}
+
+void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode) {
+  if (item.new_slot && item.copies_to_slot) {
+    for (const RecordRun& run : item.transfer->read().runs) {
+      if (run.first_record >= layer.top_records) break;
+      const std::size_t count =
+          std::min(run.num_records, layer.top_records - run.first_record) * layer.record_bytes;
+      std::copy(run.data, run.data + count,
+                slot(layer, *item.new_slot) + run.first_record * layer.record_bytes);
+    }
+  }
+  item.is_finished = true;
+  if (!item.transfer) return;
+  if (mode == AccessMode::decode) {
+    const std::lock_guard lock(stats_mutex_);
+    (item.was_prefetched ? layer.counters.prefetch_bytes : layer.counters.demand_bytes) +=
+        engine_.bytes_read(*item.transfer);
+  }
+  item.transfer.reset();
+}
+
+void ExpertCache::finish_token(double seconds) {
+  const std::lock_guard lock(stats_mutex_);
+  ++decode_tokens_;
+  decode_seconds_ += seconds;
+  if (layout_.prefetch == PrefetchMode::automatic) prefetch_trial_.record(seconds);
+  // One question at a time.
+  if (layout_.policy != "off" && !prefetch_trial_.is_trying()) cache_trial_.record(seconds);
+}
+
+CacheStats ExpertCache::stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  CacheStats stats;
+  for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
+  stats.decode_tokens = decode_tokens_;
+  stats.decode_seconds = decode_seconds_;
+  const TransferStats link = engine_.stats();
+  stats.link_bytes = link.demand_bytes + link.prefetch_bytes;
+  stats.link_busy_seconds = link.busy_seconds;
+  stats.is_direct = is_direct_;
+  stats.is_caching = layout_.policy != "off" && cache_trial_.is_worth_it();
+  stats.is_prefetching =
+      layout_.prefetch == PrefetchMode::on ||
+      (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.is_worth_it());
+  const auto add = [&](const std::string& text) {
+    stats.reason += (stats.reason.empty() ? "" : "; ") + text;
+  };
+  if (!is_direct_) add("the file system has no direct reads: they pass through the page cache");
+  if (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.has_outcome()) {
+    add(verdict("prefetch", prefetch_trial_));
+  }
+  if (cache_trial_.has_outcome()) add(verdict("the cache", cache_trial_));
+  return stats;
+}
+
+ExpertLease::~ExpertLease() {
+  const std::lock_guard lock(cache_.stats_mutex_);
+  auto& layer = cache_.layers_[layer_index_];
+  for (Item& item : items_) {
+    const bool is_done = item.is_finished || item.first_record == layer.num_records;
+    if (is_done) continue;
+    if (item.transfer && item.new_slot && !item.copies_to_slot) {
+      cache_.engine_.drain(item.transfer);  // it writes into the slot
+    } else if (item.transfer) {
+      cache_.engine_.cancel(item.transfer);
+    }
+    if (item.new_slot) {
+      layer.expert_of_slot[*item.new_slot] = ExpertCache::kNone;
+      layer.slot_of_expert[item.expert] = ExpertCache::kNone;
+    }
+  }
+  cache_.has_waiting_demand_ = false;
+}
+
+bool ExpertLease::next(std::vector<Segment>& segments) {
+  segments.clear();
+  auto& layer = cache_.layers_[layer_index_];
+  for (Item& item : items_) {
+    if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, item, mode_);
+  }
+  const auto hand_out = [&](const Item& item, const RecordRun& run) {
+    segments.push_back({item.expert,
+                        run.first_record,
+                        run.num_records,
+                        {run.data, run.num_records * layer.record_bytes}});
+  };
+  // What is resident, all at once, on the first call.
+  for (Item& item : items_) {
+    if (!item.top_slot || item.is_top_out) continue;
+    item.is_top_out = true;
+    hand_out(item, {0, layer.top_records, cache_.slot(layer, *item.top_slot)});
+    if (item.first_record == layer.num_records) item.is_rest_out = true;
+  }
+  if (!segments.empty()) return true;
+
+  for (;;) {
+    const std::uint64_t seen = cache_.progress_.now();
+    bool is_any_waiting = false;
+    bool is_any_moving = false;
+    for (Item& item : items_) {
+      if (item.is_rest_out) continue;
+      if (!item.transfer && !cache_.start(layer, item)) {
+        is_any_waiting = true;
+        continue;
+      }
+      if (!cache_.engine_.is_complete(*item.transfer)) {
+        is_any_moving = true;
+        continue;
+      }
+      item.is_rest_out = true;
+      for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run);
+    }
+    cache_.has_waiting_demand_ = is_any_waiting;
+    if (!segments.empty()) return true;
+    if (!is_any_waiting && !is_any_moving) return false;
+    // The ring is full of guesses about later layers: they make way.
+    if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
+
+    const auto begin = std::chrono::steady_clock::now();
+    cache_.progress_.wait_beyond(seen);
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
+    if (mode_ == AccessMode::decode) {
+      const std::lock_guard lock(cache_.stats_mutex_);
+      layer.counters.stalled_seconds += waited.count();
+    }
+  }
+}
+
+}  // namespace moerun

@@ -1,0 +1,165 @@
+// The fast tier: which experts are in it, and how the others get there in time.
+//
+// One arena holds, for every layer, slots with the top segments of some experts, and one staging
+// ring for everything that is used once: bottom segments, experts without a slot, and what was
+// prefetched. See docs/cache.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/expert_id.h"
+#include "base/host_memory.h"
+#include "device/op_params.h"
+#include "expert/cache_layout.h"
+#include "expert/cache_stats.h"
+#include "expert/expert_store.h"
+#include "expert/on_off_trial.h"
+#include "expert/policy.h"
+#include "expert/progress.h"
+#include "expert/staging_ring.h"
+#include "expert/transfer_engine.h"
+#include "trace/cache_event.h"
+
+namespace moerun {
+
+// Decoding is what the cache learns from. A prompt uses nearly all experts of a layer: it streams
+// through the ring and takes no slot away, only empty ones.
+enum class AccessMode { decode, prefill };
+
+class ExpertCache;
+
+// The active experts of one layer, from the moment they are asked for until they are computed. At
+// most one a cache at a time.
+class ExpertLease {
+ public:
+  ExpertLease(const ExpertLease&) = delete;
+  ExpertLease& operator=(const ExpertLease&) = delete;
+  // Also ends a lease that was not served to its end; slots that were not filled become empty.
+  ~ExpertLease();
+
+  // Fills `segments` with what can be computed now and was not handed out before: first what is
+  // resident, then the rest as it arrives. Segments of one expert come in rising order. Waits where
+  // there is nothing yet; false when everything has been handed out. What the call before handed
+  // out may be overwritten: it must have been computed. Throws what reading threw.
+  bool next(std::vector<Segment>& segments);
+
+ private:
+  friend class ExpertCache;
+
+  // What one expert still needs.
+  struct Item {
+    std::size_t expert = 0;
+    std::optional<std::size_t> top_slot;  // holds the top segment from the start
+    std::optional<std::size_t> new_slot;  // to be filled with it
+    bool copies_to_slot = false;          // from the ring; otherwise it is read into the slot
+    std::size_t first_record = 0;         // of what has to come; num_records: nothing
+    std::shared_ptr<Transfer> transfer;   // null: not started for want of room in the ring
+    bool was_prefetched = false;
+    bool is_top_out = false;   // handed out
+    bool is_rest_out = false;  // handed out
+    bool is_finished = false;  // computed, its blocks given back
+  };
+
+  ExpertLease(ExpertCache& cache, std::size_t layer_index, AccessMode mode)
+      : cache_(cache), layer_index_(layer_index), mode_(mode) {}
+
+  ExpertCache& cache_;
+  std::size_t layer_index_;
+  AccessMode mode_;
+  std::vector<Item> items_;
+};
+
+class ExpertCache {
+ public:
+  // `weights` and `store` must outlive the cache. `sink` may be null.
+  ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
+              int reader_threads, TraceSink* sink);
+  ExpertCache(const ExpertCache&) = delete;
+  ExpertCache& operator=(const ExpertCache&) = delete;
+
+  const CacheLayout& layout() const { return layout_; }
+
+  // `experts`: all different; when decoding in the router's order. Every expert is looked up before
+  // any is loaded; then each in turn gets a slot where the policy gives it one. Slots of experts of
+  // the same call are not taken away.
+  std::unique_ptr<ExpertLease> acquire(std::size_t layer, std::span<const std::size_t> experts,
+                                       AccessMode mode);
+
+  // Whether predictions are welcome for the token being decoded.
+  bool wants_prefetch() const;
+  // Starts reading what is not resident of these experts of a layer, in this order, as far as the
+  // ring has room. What the next lease of that layer does not use is dropped then.
+  void prefetch(std::size_t layer, std::span<const std::size_t> experts);
+
+  // A token has been decoded, in so much time.
+  void finish_token(double seconds);
+
+  CacheStats stats() const;
+
+ private:
+  friend class ExpertLease;
+  static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+
+  struct LayerState {
+    std::size_t layer = 0;
+    std::size_t num_records = 0;  // of an expert
+    std::size_t record_bytes = 0;
+    std::size_t block_records = 0;  // in a block of the ring
+    std::size_t top_records = 0;
+    std::size_t slot_bytes = 0;
+    std::byte* slots = nullptr;
+    std::vector<std::size_t> expert_of_slot;
+    std::vector<std::size_t> slot_of_expert;
+    std::unique_ptr<CachePolicy> policy;  // null: no slots
+    CacheCounters counters;
+  };
+  struct Prefetched {
+    std::size_t layer_index;
+    std::size_t expert;
+    std::size_t first_record;
+    std::shared_ptr<Transfer> transfer;
+  };
+
+  std::size_t index_of(std::size_t layer) const;
+  std::byte* slot(const LayerState& layer, std::size_t index) const {
+    return layer.slots + index * layer.slot_bytes;
+  }
+  void look_up(LayerState& layer, ExpertLease& lease, std::span<const std::size_t> experts,
+               bool uses_slots);
+  void adopt_prefetched(std::size_t layer_index, ExpertLease& lease);
+  void admit(LayerState& layer, ExpertLease& lease);
+  void admit_to_empty_slots(LayerState& layer, ExpertLease& lease);
+  void take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot);
+  void drop_prefetched(const Prefetched& dropped);
+  void drop_all_prefetched();
+  bool start(const LayerState& layer, ExpertLease::Item& item);
+  std::shared_ptr<Transfer> submit(const LayerState& layer, std::size_t expert,
+                                   std::size_t first_record, std::optional<std::size_t> slot,
+                                   Urgency urgency);
+  void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
+  void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
+
+  CacheLayout layout_;
+  TraceSink* sink_;
+  bool is_direct_;
+  Progress progress_;
+  HostMemory arena_;
+  std::optional<StagingRing> ring_;
+  std::vector<LayerState> layers_;
+  std::vector<Prefetched> prefetched_;
+  bool has_waiting_demand_ = false;  // the lease wants more of the ring than there is
+  mutable std::mutex stats_mutex_;   // counters are read by other threads
+  std::uint64_t decode_tokens_ = 0;
+  double decode_seconds_ = 0;
+  OnOffTrial prefetch_trial_;
+  OnOffTrial cache_trial_{{.warm_up_tokens = 256, .hold_tokens = 4096}};
+  TransferEngine engine_;  // last: its threads write into all of the above
+};
+
+}  // namespace moerun

@@ -1,0 +1,105 @@
+#include "io/direct_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <system_error>
+
+#include "base/error.h"
+
+namespace moerun {
+namespace {
+
+// Covers the sector sizes of all common disks and the page, which buffers must be aligned to.
+constexpr std::uint64_t kAlignment = 4096;
+
+std::uint64_t align_down(std::uint64_t n) { return n / kAlignment * kAlignment; }
+std::uint64_t align_up(std::uint64_t n) { return align_down(n + kAlignment - 1); }
+
+}  // namespace
+
+DirectFile::DirectFile(const FileDescriptor& file) : file_(file), opened_(signature()) {
+  if (opened_.size != file.size()) check_unchanged();
+#if defined(O_DIRECT)
+  const std::string same_file = "/proc/self/fd/" + std::to_string(file.get());
+  owned_fd_ = ::open(same_file.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  direct_fd_.store(owned_fd_);
+#endif
+}
+
+DirectFile::~DirectFile() {
+  if (owned_fd_ >= 0) ::close(owned_fd_);
+}
+
+DirectFile::Signature DirectFile::signature() const {
+  struct stat info = {};
+  if (::fstat(file_.get(), &info) != 0) {
+    throw FileError(message(file_.path().string(),
+                            ": cannot be examined: ", std::system_category().message(errno)));
+  }
+  return {static_cast<std::uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+}
+
+void DirectFile::check_unchanged() const {
+  const Signature now = signature();
+  if (now == opened_ && now.size == file_.size()) return;
+  throw FileError(message(file_.path().string(),
+                          ": the file was changed while the model was in use (", now.size,
+                          " bytes, expected ", file_.size(),
+                          "); load the model again, and do not write to files of a loaded model"));
+}
+
+bool DirectFile::read_direct(std::uint64_t begin, std::uint64_t end, std::byte* target) const {
+  std::uint64_t position = begin;
+  while (position < end) {
+    const auto count = static_cast<std::size_t>(align_up(end) - position);
+    const ssize_t got = ::pread(direct_fd_.load(std::memory_order_relaxed),
+                                target + (position - begin), count, static_cast<off_t>(position));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EINVAL) return false;  // this file system wants something else
+    if (got < 0) {
+      throw FileError(message(file_.path().string(), ": reading at offset ", position,
+                              " failed: ", std::system_category().message(errno)));
+    }
+    const std::uint64_t reached = position + static_cast<std::uint64_t>(got);
+    if (reached >= end) return true;
+    const std::uint64_t next = align_down(reached);
+    if (next <= position) {
+      throw FileError(message(file_.path().string(), ": ends at offset ", reached, ", expected ",
+                              file_.size(),
+                              " bytes: the file shrank while the model was in use; restore it and "
+                              "load the model again"));
+    }
+    position = next;
+  }
+  return true;
+}
+
+DirectFile::Read DirectFile::read(std::uint64_t offset, std::size_t bytes,
+                                  HostMemory& scratch) const {
+  const std::uint64_t begin = align_down(offset);
+  const std::uint64_t end = offset + bytes;
+  const auto room = static_cast<std::size_t>(align_up(end) - begin);
+  if (scratch.size() < room) scratch = HostMemory(room, "reading experts", PageSize::small);
+  Read result;
+  if (is_direct() && read_direct(begin, end, scratch.data())) {
+    result = {{scratch.data() + (offset - begin), bytes}, room};
+  } else {
+    direct_fd_.store(-1, std::memory_order_relaxed);
+    file_.read_at(offset, {scratch.data(), bytes});
+#if defined(POSIX_FADV_DONTNEED)
+    ::posix_fadvise(file_.get(), static_cast<off_t>(begin), static_cast<off_t>(room),
+                    POSIX_FADV_DONTNEED);
+#endif
+    result = {{scratch.data(), bytes}, bytes};
+  }
+  // After the read: what was written before it is noticed, what is written later does no harm.
+  check_unchanged();
+  return result;
+}
+
+}  // namespace moerun

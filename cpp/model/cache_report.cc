@@ -1,0 +1,84 @@
+#include "model/cache_report.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace moerun {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json ratio(double amount, double by) { return by > 0 ? Json(amount / by) : Json(nullptr); }
+
+void add_counters(Json& json, const CacheCounters& counters) {
+  json["lookups"] = counters.lookups;
+  json["hits"] = counters.hits;
+  json["top_hits"] = counters.top_hits;
+  json["misses"] = counters.misses;
+  json["hit_rate"] =
+      ratio(static_cast<double>(counters.hits), static_cast<double>(counters.lookups));
+  json["prefetch_issued"] = counters.prefetch_issued;
+  json["prefetch_useful"] = counters.prefetch_useful;
+  json["prefetch_late"] = counters.prefetch_late;
+  json["prefetch_wasted"] = counters.prefetch_wasted;
+  json["demand_bytes"] = counters.demand_bytes;
+  json["prefetch_bytes"] = counters.prefetch_bytes;
+  json["stalled_s"] = counters.stalled_seconds;
+}
+
+std::string reason_of(const CacheLayout& layout, const CacheStats& stats) {
+  if (layout.is_resident) return "every expert is in memory";
+  if (!stats.reason.empty()) return stats.reason;
+  if (layout.policy == "off") return "policy off: experts are read when they are needed";
+  return "experts are cached within the budget";
+}
+
+}  // namespace
+
+Json cache_json(const Model& model) {
+  const CacheLayout& layout = model.cache_layout();
+  const ExpertCache* cache = model.expert_cache();
+  const CacheStats stats = cache != nullptr ? cache->stats() : CacheStats{};
+  CacheCounters total;
+  for (const CacheCounters& layer : stats.layers) total += layer;
+
+  Json json;
+  json["state"] = layout.is_resident ? "resident" : "cached";
+  json["policy"] = layout.is_resident ? Json(nullptr) : Json(layout.policy);
+  json["prefetch"] = name_of(layout.prefetch);
+  json["prefetch_active"] = stats.is_prefetching;
+  json["cache_active"] = stats.is_caching;
+  json["reason"] = reason_of(layout, stats);
+  json["budget_bytes"] = layout.budget_bytes;
+  json["total_expert_bytes"] = model.expert_bytes();
+  json["arena_bytes"] = layout.is_resident ? model.expert_bytes() : layout.arena_bytes();
+  json["slot_bytes"] = layout.slot_bytes();
+  json["ring_bytes"] = layout.ring_bytes();
+  json["direct_io"] = layout.is_resident ? Json(nullptr) : Json(stats.is_direct);
+  json["decode_tokens"] = stats.decode_tokens;
+  add_counters(json["total"], total);
+  json["layers"] = Json::array();
+  for (std::size_t i = 0; i < stats.layers.size(); ++i) {
+    const LayerLayout& layer = layout.layers[i];
+    Json entry = {{"layer", layer.layer}, {"slots", layer.num_slots}, {"split", layer.split}};
+    add_counters(entry, stats.layers[i]);
+    json["layers"].push_back(std::move(entry));
+  }
+
+  // The limit of a token: computing, or bringing what was missed over the link, whichever is
+  // longer.
+  const auto tokens = static_cast<double>(stats.decode_tokens);
+  const double link = stats.link_busy_seconds > 0
+                          ? static_cast<double>(stats.link_bytes) / stats.link_busy_seconds
+                          : 0;
+  const double computed = std::max(0.0, stats.decode_seconds - total.stalled_seconds);
+  const auto missed = static_cast<double>(total.demand_bytes + total.prefetch_bytes);
+  const double limit = std::max(computed, link > 0 ? missed / link : 0);
+  json["link_gb_per_s"] = link > 0 ? Json(link / 1e9) : Json(nullptr);
+  json["compute_s_per_token"] = ratio(computed, tokens);
+  json["stalled_s_per_token"] = ratio(total.stalled_seconds, tokens);
+  json["ratio_to_limit"] = ratio(stats.decode_seconds, limit);
+  return json;
+}
+
+}  // namespace moerun

@@ -1,0 +1,15 @@
+// What the expert cache does and holds, as JSON. For .cc files only.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "model/model.h"
+
+namespace moerun {
+
+// The value of "cache" in a model's statistics.
+nlohmann::ordered_json cache_json(const Model& model);
+
+}  // namespace moerun

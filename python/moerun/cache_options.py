@@ -1,0 +1,146 @@
+"""Options of the machine and of the expert cache: checked, and put as the native module wants them.
+
+Only what an argument's type says is checked here. Whether a budget is enough, a policy exists or a
+list of splits is as long as the model needs, the native module knows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from moerun import _moerun
+from moerun.arguments import check_int, check_number, check_str, shown
+from moerun.errors import InvalidArgumentError
+from moerun.hub import resolve_model
+
+Split: TypeAlias = float | Sequence[float]
+Prefetch: TypeAlias = bool | Literal["auto"]
+
+
+def machine_options(
+    device: Any, threads: Any, context_length: Any, **others: Any
+) -> dict[str, Any]:
+    """Return the options of the machine, and `others` as they are.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of its range.
+    """
+    return {
+        "device": check_str("device", device),
+        "threads": None if threads is None else check_int("threads", threads, 1),
+        "context_length": (
+            None if context_length is None else check_int("context_length", context_length, 1)
+        ),
+        **others,
+    }
+
+
+def cache_options(
+    expert_budget: Any, policy: Any, split: Any, prefetch: Any, plan: Any
+) -> dict[str, Any]:
+    """Return the options of the expert cache that were given; None was not.
+
+    Raises:
+        InvalidArgumentError: an argument has the wrong type or is out of its range.
+    """
+    options = {
+        "expert_budget": None if expert_budget is None else _budget(expert_budget),
+        "policy": None if policy is None else _named("policy", policy),
+        "split": None if split is None else _splits(split),
+        "prefetch": None if prefetch is None else _prefetch(prefetch),
+        "plan": None if plan is None else _plan(plan),
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def dry_run(
+    path: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    context_length: int | None = None,
+    *,
+    expert_budget: str | int | None = None,
+    policy: str | None = None,
+    split: Split | None = None,
+    prefetch: Prefetch | None = None,
+    plan: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Return what each memory tier would hold, in bytes, without loading any weights.
+
+    Takes what `Model.load` takes. A Hugging Face repository that is not on this machine is
+    downloaded.
+
+    Returns:
+        `model`, `state` ("resident" when every expert fits, else "cached"), `policy`, `prefetch`;
+        `resident_bytes` (all but the routed experts), `kv_cache_bytes_at_full_context`,
+        `total_expert_bytes`, `budget_bytes`, `arena_bytes` = `slot_bytes` + `ring_bytes`,
+        `smallest_budget_bytes`, `available_bytes` (free memory); `num_moe_layers`,
+        `num_experts`, `top_k`, `expert_bytes_each`; and `layers`: `layer`, `slots`, `split`,
+        `slot_bytes` of each layer with experts.
+
+    Raises:
+        As `Model.load`.
+    """
+    options = {
+        **machine_options(device, threads, context_length),
+        **cache_options(expert_budget, policy, split, prefetch, plan),
+    }
+    return _moerun.dry_run(str(resolve_model(path)), **options)
+
+
+def _named(name: str, value: Any) -> str:
+    """Return a text; an empty one, which the native module takes for none, is refused."""
+    if check_str(name, value) == "":
+        raise InvalidArgumentError(f"{name} is an empty text; leave it out for the default")
+    return str(value)
+
+
+def _budget(value: Any) -> str:
+    if isinstance(value, str):
+        return _named("expert_budget", value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidArgumentError(
+            'expert_budget must be a str such as "25%" or "6GiB", or an int of bytes, not '
+            f"{shown(value)}"
+        )
+    return str(check_int("expert_budget", value, 1))
+
+
+def _splits(value: Any) -> list[float]:
+    """Return one split for all layers, or one per layer."""
+    if isinstance(value, (str, bytes, dict, set)) or not isinstance(value, Iterable):
+        return [check_number("split", value, 0, 1)]
+    if isinstance(value, np.ndarray) and value.ndim != 1:
+        raise InvalidArgumentError(
+            "split must be a number, or a sequence of one number per layer with experts, not an "
+            f"array of shape {value.shape}"
+        )
+    splits = [check_number(f"split[{idx}]", entry, 0, 1) for idx, entry in enumerate(value)]
+    if not splits:
+        raise InvalidArgumentError(
+            "split is empty; it must be a number, or a sequence of one number per layer with "
+            "experts"
+        )
+    return splits
+
+
+def _prefetch(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "on" if value else "off"
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    raise InvalidArgumentError(f'prefetch must be True, False or "auto", not {shown(value)}')
+
+
+def _plan(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(value)}")
+    name = os.fspath(value)
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(value)}")
+    return check_str("plan", str(Path(name).expanduser()))

@@ -1,0 +1,98 @@
+"""Options of the expert cache, the same for every tool that loads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from moerun_tools.command import FiniteFloat, GroupedOption
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_GROUP = "Expert cache"
+_PREFETCH: dict[str, bool | str] = {"on": True, "off": False, "auto": "auto"}
+
+
+def _split_list(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Return one number from 0 to 1, or several that had commas between them, as a list."""
+    if value is None:
+        return None
+    entry = FiniteFloat(min=0, max=1)
+    return [entry.convert(text.strip(), param, ctx) for text in value.split(",")]
+
+
+_OPTIONS = (
+    click.option(
+        "--expert-budget",
+        cls=GroupedOption,
+        group=_GROUP,
+        metavar="SIZE",
+        help="Most memory for experts: 25% of them, 6GiB, 500MB or bytes; the rest stays on disk.  "
+        "[default: all that fits in free memory]",
+    ),
+    click.option(
+        "--policy",
+        cls=GroupedOption,
+        group=_GROUP,
+        type=click.Choice(["off", "lru", "lfu", "lcp", "static"]),
+        help="Which expert makes room for another; off keeps none.  [default: lcp]",
+    ),
+    click.option(
+        "--split",
+        cls=GroupedOption,
+        group=_GROUP,
+        metavar="X[,X...]",
+        callback=_split_list,
+        help="Share of a cached expert that stays in memory: one number from 0 to 1, or one for "
+        "each layer with experts.  [default: 0.4, more where the budget allows]",
+    ),
+    click.option(
+        "--prefetch",
+        cls=GroupedOption,
+        group=_GROUP,
+        type=click.Choice(list(_PREFETCH)),
+        help="Read what the next layer will probably need; auto while it pays.  [default: auto]",
+    ),
+    click.option(
+        "--plan",
+        cls=GroupedOption,
+        group=_GROUP,
+        metavar="FILE",
+        help="JSON file with slots and split of each layer, instead of budget, policy and split.",
+    ),
+)
+
+
+def cache_options(function: _Function) -> _Function:
+    """Add the options to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def cache_arguments(
+    expert_budget: str | None,
+    policy: str | None,
+    split: list[float] | None,
+    prefetch: str | None,
+    plan: str | None,
+) -> dict[str, Any]:
+    """Return the options as arguments of `Model.load` and `moerun.dry_run`.
+
+    Raises:
+        click.UsageError: two options exclude each other.
+    """
+    if plan is not None:
+        others = {"--expert-budget": expert_budget, "--policy": policy, "--split": split}
+        for name, value in others.items():
+            if value is not None:
+                raise click.UsageError(f"--plan and {name} exclude each other.")
+    return {
+        "expert_budget": expert_budget,
+        "policy": policy,
+        "split": split,
+        "prefetch": None if prefetch is None else _PREFETCH[prefetch],
+        "plan": plan,
+    }

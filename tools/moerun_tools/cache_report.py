@@ -1,0 +1,145 @@
+"""Tables of the expert cache: what it would hold, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from moerun_tools.units import as_bytes, as_percent, as_rate, as_seconds
+
+_HEADER = (
+    "layer",
+    "slots",
+    "split",
+    "look-ups",
+    "hit %",
+    "top only %",
+    "miss %",
+    "prefetched",
+    "useful",
+    "late",
+    "wasted",
+    "demand read",
+    "prefetch read",
+    "stalled",
+)
+
+
+def dry_run_table(plan: dict[str, Any]) -> str:
+    """Return what each tier would hold, from what `moerun.dry_run` returns."""
+    total = plan["total_expert_bytes"]
+    is_resident = plan["state"] == "resident"
+    parts = [("  slots", plan["slot_bytes"], ""), ("  staging ring", plan["ring_bytes"], "")]
+    sizes = [
+        ("resident weights", plan["resident_bytes"], ""),
+        ("KV cache, context full", plan["kv_cache_bytes_at_full_context"], ""),
+        ("experts in all", total, ""),
+        ("budget for experts", plan["budget_bytes"], _share(plan["budget_bytes"], total)),
+        ("arena", plan["arena_bytes"], _share(plan["arena_bytes"], total)),
+        *([] if is_resident else parts),
+        ("smallest budget", plan["smallest_budget_bytes"], ""),
+        ("free memory", plan["available_bytes"], ""),
+    ]
+    lines = [
+        f"{plan['model']}: {plan['num_moe_layers']} layers of {plan['num_experts']} experts of "
+        f"{as_bytes(plan['expert_bytes_each'])}, {plan['top_k']} a token",
+        "",
+        *(f"{name:24}{as_bytes(size):>10}{share}" for name, size, share in sizes),
+        "",
+    ]
+    if is_resident:
+        lines.append("every expert fits in the budget: nothing is read after loading")
+    else:
+        lines.append(f"policy {plan['policy']}, prefetch {plan['prefetch']}")
+        if plan["layers"]:
+            lines += ["", _aligned(_layer_ranges(plan["layers"]))]
+    return "\n".join(lines)
+
+
+def cache_table(cache: dict[str, Any]) -> str:
+    """Return what the cache did, layer by layer and in all, from `stats()["cache"]`."""
+    reason = cache["reason"].strip()
+    if cache["state"] == "resident":
+        return f"expert cache: every expert is in memory. {reason}".rstrip()
+    total_slots = sum(layer["slots"] for layer in cache["layers"])
+    rows = [
+        _HEADER,
+        *(
+            (str(layer["layer"]), str(layer["slots"]), f"{layer['split']:.2f}", *_counts(layer))
+            for layer in cache["layers"]
+        ),
+        ("total", str(total_slots), "", *_counts(cache["total"])),
+    ]
+    return "\n".join([_state_line(cache), _aligned(rows), _time_line(cache), reason]).rstrip("\n")
+
+
+def _state_line(cache: dict[str, Any]) -> str:
+    prefetch = "" if cache["prefetch"] == "off" else f" ({_at_work(cache['prefetch_active'])})"
+    parts = [
+        f"expert cache: {cache['policy']} ({_at_work(cache['cache_active'])})",
+        f"{as_bytes(cache['arena_bytes'])} of {as_bytes(cache['total_expert_bytes'])}",
+        f"prefetch {cache['prefetch']}{prefetch}",
+        f"{cache['decode_tokens']} decoded tokens",
+    ]
+    if cache["direct_io"] is not None:
+        parts.append(f"reads {'bypass' if cache['direct_io'] else 'go through'} the page cache")
+    return ", ".join(parts)
+
+
+def _time_line(cache: dict[str, Any]) -> str:
+    ratio = cache["ratio_to_limit"]
+    parts = [
+        f"link {as_rate(cache['link_gb_per_s'])} GB/s",
+        f"compute {_ms(cache['compute_s_per_token'])} ms/token",
+        f"stalled {_ms(cache['stalled_s_per_token'])} ms/token",
+        f"time per token {'-' if ratio is None else f'{ratio:.2f}'} x the limit",
+    ]
+    return ", ".join(parts)
+
+
+def _counts(counters: dict[str, Any]) -> tuple[str, ...]:
+    lookups = counters["lookups"]
+    return (
+        str(lookups),
+        as_percent(counters["hits"], lookups),
+        as_percent(counters["top_hits"], lookups),
+        as_percent(counters["misses"], lookups),
+        str(counters["prefetch_issued"]),
+        str(counters["prefetch_useful"]),
+        str(counters["prefetch_late"]),
+        str(counters["prefetch_wasted"]),
+        as_bytes(counters["demand_bytes"]),
+        as_bytes(counters["prefetch_bytes"]),
+        as_seconds(counters["stalled_s"]),
+    )
+
+
+def _layer_ranges(layers: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a header and one row for each run of layers with the same slots and split."""
+    rows: list[tuple[str, ...]] = [("layers", "with experts", "slots", "split")]
+    for (slots, split), run in groupby(layers, lambda layer: (layer["slots"], layer["split"])):
+        numbers = [layer["layer"] for layer in run]
+        label = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+        rows.append((label, str(len(numbers)), str(slots), f"{split:.2f}"))
+    return rows
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"  {as_percent(part, whole)} % of the experts" if whole else ""
+
+
+def _at_work(active: bool) -> str:
+    return "at work" if active else "not at work"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
