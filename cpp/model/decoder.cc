@@ -39,10 +39,10 @@ void Decoder::run(const Pass& pass) {
     if (pass.between_layers != nullptr) (*pass.between_layers)();
   }
   // The first layer has no layer before it: this token's last state stands for the next token's.
-  if (cache_ != nullptr && tokens == 1) prefetch_after(pass, weights_.layers.size());
+  if (cache_ != nullptr && pass.is_decoding) prefetch_after(pass, weights_.layers.size());
   backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
                 space.normed.slice(0, tokens));
-  if (tokens != 1) return;
+  if (!pass.is_decoding) return;
   ++num_decoded_;
   if (cache_ == nullptr) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
@@ -91,7 +91,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
                           static_cast<std::int32_t>(shape.num_experts), normed, routing);
   }
   pass.stream.synchronize();  // the host needs the routing to name the segments
-  if (routed && tokens == 1 && options_.replay) replay_routing(index, routing);
+  if (routed && pass.is_decoding && options_.replay) replay_routing(index, routing);
 
   if (routed && cache_ != nullptr) {
     compute_cached(pass, index, routing);
@@ -130,7 +130,6 @@ void Decoder::compute_resident(const Pass& pass, const LayerWeights& layer,
 void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& routing) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
-  const bool is_decoding = routing.tokens == 1;
   std::vector<std::size_t> num_uses(shape.num_experts + 1, 0);
   std::vector<std::size_t> experts;  // in the router's order
   for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
@@ -138,14 +137,14 @@ void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing&
     if (num_uses[expert]++ == 0 && !shape.is_shared(expert)) experts.push_back(expert);
   }
   // A prompt's empty slots go to the experts that it uses most.
-  if (!is_decoding) {
+  if (!pass.is_decoding) {
     std::stable_sort(experts.begin(), experts.end(),
                      [&](std::size_t a, std::size_t b) { return num_uses[a] > num_uses[b]; });
   }
   const auto lease =
-      cache_->acquire(index, experts, is_decoding ? AccessMode::decode : AccessMode::prefill);
+      cache_->acquire(index, experts, pass.is_decoding ? AccessMode::decode : AccessMode::prefill);
   // After the demand is queued, before anything waits for it.
-  if (is_decoding) prefetch_after(pass, index);
+  if (pass.is_decoding) prefetch_after(pass, index);
   backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, routing.tokens),
                          routing);
   if (num_uses[shape.num_experts] != 0) {

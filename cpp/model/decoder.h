@@ -45,6 +45,7 @@ class Decoder {
     std::span<const std::int32_t> token_ids;  // at most workspace.max_tokens()
     std::size_t first_position = 0;
     std::size_t sequence_length = 0;  // with these tokens and those to come of the same call
+    bool is_decoding = false;         // one token, and not the rest of a longer prompt
     const Checkpointer* between_layers = nullptr;
   };
 

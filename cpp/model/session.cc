@@ -36,6 +36,7 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
                              token_ids.subspan(first, count),
                              num_tokens_,
                              sequence_length,
+                             token_ids.size() == 1,
                              between_layers ? &between_layers : nullptr};
     model_->decoder_->run(pass);
     if (all_logits) {

@@ -40,7 +40,10 @@ class FaultyStore : public ExpertStore {
       std::this_thread::sleep_for(
           std::chrono::microseconds(call * 7919 % (faults_.max_delay_us + 1)));
     }
-    const bool fails = faults_.fail_every != 0 && call % faults_.fail_every == 0;
+    static thread_local bool has_just_failed = false;
+    const bool fails =
+        !has_just_failed && faults_.fail_every != 0 && call % faults_.fail_every == 0;
+    has_just_failed = fails;
     if (fails || (faults_.fails_always && call > 40)) {
       throw FileError("injected: the disk has a bad day");
     }
