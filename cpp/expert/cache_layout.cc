@@ -12,7 +12,10 @@
 namespace moerun {
 namespace {
 
-constexpr double kDefaultSplit = 0.4;
+// Where no split is given. A top segment is worth its memory if the bottom one can arrive while it
+// computes. From a disk it cannot: computing 0.4 of an expert takes a hundredth of the time that
+// the rest takes to read, so the memory is better spent on whole experts (docs/benchmarks.md).
+constexpr double kDefaultSplit = 1.0;
 constexpr std::size_t kBlocksPerExpert = 8;
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
@@ -76,10 +79,9 @@ std::string share_text(std::size_t bytes, std::size_t total) {
   return message(bytes, " bytes (", percent, "% of all experts)");
 }
 
-// Splits as given, or as much of every expert as the layer's budget holds, but at least the
-// default: where all tops fit, larger ones leave nothing unused.
+// Splits as given, or the default.
 std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
-                                     const std::vector<double>& split, std::size_t layer_budget) {
+                                     const std::vector<double>& split) {
   if (split.size() > 1 && split.size() != sizes.size()) {
     throw InvalidArgument(message("split: expected one number, or one for each of the ",
                                   sizes.size(), " layers with experts, found ", split.size()));
@@ -92,14 +94,8 @@ std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
   std::vector<std::size_t> tops;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const LayerSize& size = sizes[i];
-    if (!split.empty()) {
-      tops.push_back(top_records_of(split.size() == 1 ? split[0] : split[i], size.records));
-      continue;
-    }
-    const std::size_t for_all =
-        layer_budget / (size.num_experts * size.record_bytes) / kQuantumRecords * kQuantumRecords;
-    tops.push_back(
-        std::min(size.records, std::max(top_records_of(kDefaultSplit, size.records), for_all)));
+    const double share = split.empty() ? kDefaultSplit : split.size() == 1 ? split[0] : split[i];
+    tops.push_back(top_records_of(share, size.records));
   }
   return tops;
 }
@@ -107,7 +103,7 @@ std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
 void share_out_slots(CacheLayout& layout, const std::vector<LayerSize>& sizes,
                      const std::vector<double>& split, std::size_t bytes) {
   const std::size_t layer_budget = bytes / std::max<std::size_t>(sizes.size(), 1);
-  const auto tops = choose_tops(sizes, split, layer_budget);
+  const auto tops = choose_tops(sizes, split);
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const std::size_t slot_bytes = tops[i] * sizes[i].record_bytes;
     layout.layers.push_back(
@@ -157,6 +153,10 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
         layer_layout(*found, planned.num_slots, top_records_of(planned.split, found->records));
     layout.layers[index].static_experts = planned.experts;
   }
+  if (layout.policy == "off" && layout.slot_bytes() != 0) {
+    throw FormatError(
+        message(path, ": policy off caches nothing, expected 0 slots in every layer"));
+  }
   if (layout.arena_bytes() > layout.budget_bytes) {
     throw FormatError(message(path, ": the plan needs ", layout.arena_bytes(), " bytes (slots ",
                               layout.slot_bytes(), ", staging ring ", layout.ring_bytes(),
@@ -164,18 +164,23 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
   }
 }
 
-PrefetchMode parse_prefetch(const std::string& text) {
+// `where` stands before messages: the plan's path, or nothing.
+PrefetchMode parse_prefetch(const std::string& text, const std::string& where) {
   if (text.empty() || text == "auto") return PrefetchMode::automatic;
   if (text == "on") return PrefetchMode::on;
   if (text == "off") return PrefetchMode::off;
-  throw InvalidArgument(message("prefetch: expected on, off or auto, found '", text, "'"));
+  const std::string what = message("prefetch: expected on, off or auto, found '", text, "'");
+  if (!where.empty()) throw FormatError(where + ": " + what);
+  throw InvalidArgument(what);
 }
 
-void check_policy(const std::string& policy) {
+void check_policy(const std::string& policy, const std::string& where) {
   const auto& names = cache_policy_names();
   if (policy == "off" || std::find(names.begin(), names.end(), policy) != names.end()) return;
-  throw InvalidArgument(
-      message("policy: expected off, lru, lfu, lcp or static, found '", policy, "'"));
+  const std::string what =
+      message("policy: expected off, lru, lfu, lcp or static, found '", policy, "'");
+  if (!where.empty()) throw FormatError(where + ": " + what);
+  throw InvalidArgument(what);
 }
 
 }  // namespace
@@ -238,9 +243,9 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
     plan = read_cache_plan(options.plan);
   }
   layout.policy = plan ? plan->policy : options.policy.empty() ? "lcp" : options.policy;
-  check_policy(layout.policy);
-  layout.prefetch =
-      parse_prefetch(plan && options.prefetch.empty() ? plan->prefetch : options.prefetch);
+  check_policy(layout.policy, options.plan);
+  layout.prefetch = plan && options.prefetch.empty() ? parse_prefetch(plan->prefetch, options.plan)
+                                                     : parse_prefetch(options.prefetch, "");
   if (layout.policy == "off" && !options.split.empty()) {
     throw InvalidArgument("split: with policy off nothing is cached; leave one of the two out");
   }
@@ -263,6 +268,7 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
                                                  : parse_budget(options.budget, total);
   if (!plan && layout.budget_bytes >= total) {
     layout.is_resident = true;
+    layout.budget_bytes = total;
     layout.num_blocks = 0;
     return layout;
   }

@@ -280,8 +280,17 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
   item.transfer.reset();
 }
 
+void ExpertCache::begin_token() {
+  const std::lock_guard lock(stats_mutex_);
+  link_before_ = engine_.stats();
+}
+
 void ExpertCache::finish_token(double seconds) {
   const std::lock_guard lock(stats_mutex_);
+  const TransferStats link = engine_.stats();
+  decode_link_.demand_bytes += link.demand_bytes - link_before_.demand_bytes;
+  decode_link_.prefetch_bytes += link.prefetch_bytes - link_before_.prefetch_bytes;
+  decode_link_.busy_seconds += link.busy_seconds - link_before_.busy_seconds;
   ++decode_tokens_;
   decode_seconds_ += seconds;
   if (layout_.prefetch == PrefetchMode::automatic) prefetch_trial_.record(seconds);
@@ -295,9 +304,8 @@ CacheStats ExpertCache::stats() const {
   for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
   stats.decode_tokens = decode_tokens_;
   stats.decode_seconds = decode_seconds_;
-  const TransferStats link = engine_.stats();
-  stats.link_bytes = link.demand_bytes + link.prefetch_bytes;
-  stats.link_busy_seconds = link.busy_seconds;
+  stats.link_bytes = decode_link_.demand_bytes + decode_link_.prefetch_bytes;
+  stats.link_busy_seconds = decode_link_.busy_seconds;
   stats.is_direct = is_direct_;
   stats.is_caching = layout_.policy != "off" && cache_trial_.is_worth_it();
   stats.is_prefetching =

@@ -97,7 +97,8 @@ class ExpertCache {
   // ring has room. What the next lease of that layer does not use is dropped then.
   void prefetch(std::size_t layer, std::span<const std::size_t> experts);
 
-  // A token has been decoded, in so much time.
+  // Around the decoding of a token, which took so much time.
+  void begin_token();
   void finish_token(double seconds);
 
   CacheStats stats() const;
@@ -157,6 +158,8 @@ class ExpertCache {
   mutable std::mutex stats_mutex_;   // counters are read by other threads
   std::uint64_t decode_tokens_ = 0;
   double decode_seconds_ = 0;
+  TransferStats link_before_;  // when the token began
+  TransferStats decode_link_;
   OnOffTrial prefetch_trial_;
   OnOffTrial cache_trial_{{.warm_up_tokens = 256, .hold_tokens = 4096}};
   TransferEngine engine_;  // last: its threads write into all of the above

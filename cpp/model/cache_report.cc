@@ -72,8 +72,7 @@ Json cache_json(const Model& model) {
                           ? static_cast<double>(stats.link_bytes) / stats.link_busy_seconds
                           : 0;
   const double computed = std::max(0.0, stats.decode_seconds - total.stalled_seconds);
-  const auto missed = static_cast<double>(total.demand_bytes + total.prefetch_bytes);
-  const double limit = std::max(computed, link > 0 ? missed / link : 0);
+  const double limit = std::max(computed, stats.link_busy_seconds);
   json["link_gb_per_s"] = link > 0 ? Json(link / 1e9) : Json(nullptr);
   json["compute_s_per_token"] = ratio(computed, tokens);
   json["stalled_s_per_token"] = ratio(total.stalled_seconds, tokens);

@@ -30,6 +30,7 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
 
 void Decoder::run(const Pass& pass) {
   const auto begin = std::chrono::steady_clock::now();
+  if (cache_ != nullptr && pass.is_decoding) cache_->begin_token();
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
   backend_.embed(pass.stream, weights_.embedding, pass.token_ids,
