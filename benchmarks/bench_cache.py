@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
 import time
@@ -140,7 +140,26 @@ def measure_moerun(checkpoint: str, tokens: int, routing: str, options: dict[str
     }
 
 
-def measure_accelerate(checkpoint: str, tokens: int, threads: int, folder: str) -> Any:
+def replay_routers(model: Any, torch: Any, ids: NDArray[np.int32]) -> dict[str, int]:
+    """Makes the routers of a transformers model choose `ids[state["token"]]` while decoding."""
+    state = {"token": 0}
+    routers = [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    for layer, router in enumerate(routers):
+
+        def choose(_module: Any, _inputs: Any, out: Any, layer: int = layer) -> Any:
+            logits, scores, indices = out
+            if indices.shape[0] == 1:
+                chosen = ids[state["token"] % len(ids), layer].astype(np.int64)
+                indices = torch.from_numpy(chosen)[None]
+            return logits, scores, indices
+
+        router.register_forward_hook(choose)
+    return state
+
+
+def measure_accelerate(
+    checkpoint: str, tokens: int, routing: str, threads: int, folder: str
+) -> Any:
     import torch
     import transformers
 
@@ -159,15 +178,45 @@ def measure_accelerate(checkpoint: str, tokens: int, threads: int, folder: str) 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=torch.bfloat16, device_map=device_map, offload_folder=folder
     ).eval()
+    with np.load(routing) as arrays:
+        state = replay_routers(model, torch, arrays["ids"])
     ids = torch.tensor([[1, 2, 3]])
     cache = None
     times = []
-    for _ in range(tokens + 1):
+    for token in range(tokens + 1):
+        state["token"] = max(token - 1, 0)
         out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
         ids = out.logits[:, -1].argmax(dim=-1, keepdim=True)
         times.append(time.perf_counter())
-    return {"tokens_per_s": 1 / statistics.median(np.diff(times))}
+    # As for moerun: the first half warms up what there is to warm up.
+    return {"tokens_per_s": 1 / float(np.mean(np.diff(times)[tokens // 2 :]))}
+
+
+class MemoryLimit:
+    """A cgroup: it bounds the page cache too, which is free memory otherwise."""
+
+    def __init__(self, num_bytes: int) -> None:
+        for root, limit in (
+            (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+            (Path("/sys/fs/cgroup"), "memory.max"),
+        ):
+            if not (root / "cgroup.procs").exists():
+                continue
+            self._folder = root / f"moerun-bench-{os.getpid()}"
+            try:
+                self._folder.mkdir(exist_ok=True)
+                (self._folder / limit).write_text(str(num_bytes))
+                return
+            except OSError:
+                continue
+        raise click.ClickException("bounding memory needs cgroups and the right to make one (root)")
+
+    def enter(self) -> None:
+        (self._folder / "cgroup.procs").write_text("0")
+
+    def remove(self) -> None:
+        self._folder.rmdir()
 
 
 def peak_rss_bytes() -> int:
@@ -177,16 +226,36 @@ def peak_rss_bytes() -> int:
     return 0
 
 
-def in_process(function: str, *arguments: Any) -> Any:
-    """Calls a function of this file in a fresh process."""
+def in_process(limit: int | None, function: str, *arguments: Any) -> Any:
+    """Calls a function of this file in a fresh process with at most `limit` bytes of memory."""
     command = [sys.executable, __file__, "--worker", json.dumps([function, *arguments])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    group = None if limit is None else MemoryLimit(limit)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=None if group is None else group.enter,
+    )
+    if group is not None:
+        group.remove()
     if done.returncode != 0:
         raise click.ClickException(f"{function} failed; its message is above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- the run --------------------------------------------------------------------------------------
+
+
+def memory_limits(checkpoint: Path, budgets: list[str]) -> dict[str, int]:
+    """Returns for every budget what a process may use: budget, resident weights, and 1 GiB."""
+    import moerun
+
+    limits = {}
+    for budget in budgets:
+        plan = moerun.dry_run(checkpoint, expert_budget=budget)
+        limits[budget] = plan["budget_bytes"] + plan["resident_bytes"] + (1 << 30)
+    return limits
 
 
 def configurations(budgets: list[str]) -> list[dict[str, Any]]:
@@ -224,13 +293,14 @@ def row_of(options: dict[str, Any], result: dict[str, Any], link: float) -> dict
     }
 
 
-def table(rows: list[dict[str, Any]], accelerate: float | None) -> str:
+def table(rows: list[dict[str, Any]], accelerate: dict[str, float]) -> str:
     head = "| budget | policy | split | prefetch | tokens/s | whole / top hits | MB read a token | "
     head += "of the link's rate | against accelerate |"
     lines = [head, "|" + "---|" * 9]
     for row in rows:
         split = row.get("split", [None])[0]
-        against = f"{row['tokens_per_s'] / accelerate:.1f} x" if accelerate else "-"
+        peer = accelerate.get(row["expert_budget"])
+        against = f"{row['tokens_per_s'] / peer:.1f} x" if peer else "-"
         lines.append(
             f"| {row['expert_budget']} | {row['policy']} | {'-' if split is None else split} | "
             f"{row.get('prefetch', 'off')} | {row['tokens_per_s']:.2f} | "
@@ -247,6 +317,7 @@ def table(rows: list[dict[str, Any]], accelerate: float | None) -> str:
 @click.option("--budget", "budgets", multiple=True, default=["25%", "50%"], show_default=True)
 @click.option("--accuracy", default=0.8, show_default=True, help="Of the replayed predictions.")
 @click.option("--stay", default=0.65, show_default=True, help="Of the Markov source.")
+@click.option("--limit-memory", is_flag=True, help="Bound every process by a cgroup (root).")
 @click.option("--skip-peer", is_flag=True, help="Leave accelerate out.")
 @click.option("--folder", default="/tmp", show_default=True, help="For what accelerate offloads.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
@@ -258,6 +329,7 @@ def main(
     budgets: tuple[str, ...],
     accuracy: float,
     stay: float,
+    limit_memory: bool,
     skip_peer: bool,
     folder: str,
     as_json: bool,
@@ -278,25 +350,26 @@ def main(
     files = sorted(checkpoint.glob("*.safetensors"))
     rates = {n: max(direct_read_rate(files, n) for _ in range(2)) for n in (1, 2, 4)}
     link = rates[2]
+    limits = memory_limits(checkpoint, list(budgets)) if limit_memory else {}
+    rows = []
+    accelerate = {}
+    peer_tokens = min(tokens, 48)
+    offload = Path(folder) / f"moerun-offload-{os.getpid()}"
     try:
-        rows = []
         for options in configurations(list(budgets)):
             click.echo(str(options), err=True)
-            result = in_process(
-                "measure_moerun",
-                str(checkpoint),
-                tokens,
-                str(routing),
-                options | {"threads": threads},
-            )
+            limit = limits.get(options["expert_budget"])
+            arguments = (str(checkpoint), tokens, str(routing), options | {"threads": threads})
+            result = in_process(limit, "measure_moerun", *arguments)
             rows.append(row_of(options, result, link))
-        accelerate = None
-        if not skip_peer:
-            offload = Path(folder) / f"moerun-offload-{os.getpid()}"
-            peer = in_process("measure_accelerate", str(checkpoint), 6, threads, str(offload))
-            accelerate = peer["tokens_per_s"]
+        for budget in () if skip_peer else budgets:
+            click.echo(f"accelerate, {budget}", err=True)
+            arguments = (str(checkpoint), peer_tokens, str(routing), threads, str(offload))
+            peer = in_process(limits.get(budget), "measure_accelerate", *arguments)
+            accelerate[budget] = peer["tokens_per_s"]
     finally:
         routing.unlink()
+        shutil.rmtree(offload, ignore_errors=True)
     if len({row["logits_hash"] for row in rows}) != 1:
         raise click.ClickException("the configurations disagree about the logits")
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
@@ -315,8 +388,9 @@ def main(
     print(
         "direct reads: " + ", ".join(f"{n} under way {r / 1e9:.2f} GB/s" for n, r in rates.items())
     )
-    if accelerate:
-        print(f"accelerate, all layers on disk: {accelerate:.3f} tokens/s")
+    for budget, rate in accelerate.items():
+        bound = f"{limits[budget] / 2**30:.2f} GiB of memory" if limits else "all memory"
+        print(f"accelerate, layers on disk, {bound}: {rate:.3f} tokens/s")
     print(table(rows, accelerate))
 
 

@@ -8,6 +8,8 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
@@ -15,6 +17,50 @@ namespace moerun {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Number after `key` in a file of lines "key number"; without a key, the file's only number.
+bool read_number(const std::string& path, std::string_view key, std::size_t& number) {
+  std::ifstream file(path);
+  if (key.empty()) return static_cast<bool>(file >> number);  // "max" does not parse: no limit
+  std::string found;
+  while (file >> found >> number) {
+    if (found == key) return true;
+  }
+  return false;
+}
+
+// Where the limits of this process may stand: its own groups, by version 2 and version 1, and the
+// root of what a container sees.
+std::vector<std::string> cgroup_folders() {
+  std::vector<std::string> folders = {"/sys/fs/cgroup", "/sys/fs/cgroup/memory"};
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const auto first = line.find(':');
+    const auto second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const std::string path = line.substr(second + 1);
+    if (controllers.empty()) folders.push_back("/sys/fs/cgroup" + path);
+    if (controllers == "memory") folders.push_back("/sys/fs/cgroup/memory" + path);
+  }
+  return folders;
+}
+
+// What the group may still take. Its page cache counts as used, but gives way.
+std::size_t available_in_cgroup(const std::string& folder) {
+  std::size_t limit = 0;
+  std::size_t used = 0;
+  const bool has_limit = (read_number(folder + "/memory.max", "", limit) &&
+                          read_number(folder + "/memory.current", "", used)) ||
+                         (read_number(folder + "/memory.limit_in_bytes", "", limit) &&
+                          read_number(folder + "/memory.usage_in_bytes", "", used));
+  if (!has_limit) return std::numeric_limits<std::size_t>::max();
+  for (const char* kind : {"inactive_file", "active_file"}) {
+    std::size_t cached = 0;
+    if (read_number(folder + "/memory.stat", kind, cached)) used -= std::min(used, cached);
+  }
+  return limit > used ? limit - used : 0;
+}
 
 }  // namespace
 
@@ -46,12 +92,8 @@ std::size_t available_memory_bytes() {
     if (key == "MemAvailable:") available = kib * 1024;
     meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
   }
-  std::ifstream limit_file("/sys/fs/cgroup/memory.max");
-  std::ifstream usage_file("/sys/fs/cgroup/memory.current");
-  std::size_t limit = 0;
-  std::size_t usage = 0;
-  if (limit_file >> limit && usage_file >> usage) {  // "max" does not parse: no limit
-    available = std::min(available, limit > usage ? limit - usage : 0);
+  for (const std::string& folder : cgroup_folders()) {
+    available = std::min(available, available_in_cgroup(folder));
   }
   return available;
 }

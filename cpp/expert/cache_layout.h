@@ -25,6 +25,9 @@ struct ExpertCacheOptions {
   std::vector<double> split;  // one for all layers, or one per layer with experts
   std::string prefetch;       // on, off, auto; auto
   std::string plan;           // path of a JSON file instead of budget, policy and split
+  // Folder of record files: experts are read from one, which is written first if it is not there.
+  // Empty: straight from the checkpoint.
+  std::string pack_folder;
   bool log_events = false;
   int reader_threads = 2;
   std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.

@@ -294,8 +294,23 @@ void ExpertCache::finish_token(double seconds) {
   ++decode_tokens_;
   decode_seconds_ += seconds;
   if (layout_.prefetch == PrefetchMode::automatic) prefetch_trial_.record(seconds);
-  // One question at a time.
-  if (layout_.policy != "off" && !prefetch_trial_.is_trying()) cache_trial_.record(seconds);
+  // One question at a time, and only where the answer is not plain: tokens without the cache are
+  // dear when it works.
+  if (layout_.policy == "off" || prefetch_trial_.is_trying()) return;
+  if (cache_trial_.is_trying() || !is_plainly_worth_it()) cache_trial_.record(seconds);
+}
+
+// Whether tokens take clearly less time than reading all their experts would.
+bool ExpertCache::is_plainly_worth_it() const {
+  constexpr double kClearly = 0.8;
+  if (!cache_trial_.is_worth_it() || decode_link_.busy_seconds <= 0) return false;
+  double bytes = 0;
+  for (const LayerState& layer : layers_) {
+    bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
+  }
+  const double rate = static_cast<double>(decode_link_.demand_bytes + decode_link_.prefetch_bytes) /
+                      decode_link_.busy_seconds;
+  return decode_seconds_ < kClearly * bytes / rate;
 }
 
 CacheStats ExpertCache::stats() const {

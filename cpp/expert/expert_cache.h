@@ -143,6 +143,7 @@ class ExpertCache {
   std::shared_ptr<Transfer> submit(const LayerState& layer, std::size_t expert,
                                    std::size_t first_record, std::optional<std::size_t> slot,
                                    Urgency urgency);
+  bool is_plainly_worth_it() const;
   void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
   void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
 

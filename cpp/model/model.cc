@@ -6,6 +6,7 @@
 #include "base/cpu_features.h"
 #include "base/error.h"
 #include "device/cpu/kernel_table.h"
+#include "expert/record_file.h"
 #include "io/checkpoint.h"
 #include "model/device_choice.h"
 #include "model/kv_cache.h"
@@ -26,6 +27,17 @@ std::size_t memory_for_experts(const ModelConfig& config, const ModelWeights& we
                             std::min(KvCache::bytes_for(config, context_length), kMaxKvReserve);
   const std::size_t available = available_memory_bytes();
   return available > taken ? available - taken : 0;
+}
+
+std::unique_ptr<ExpertStore> open_store(const ModelWeights& weights,
+                                        const std::filesystem::path& model,
+                                        const std::string& pack_folder,
+                                        const LoadProgress& progress) {
+  if (pack_folder.empty()) return std::make_unique<CheckpointStore>(weights);
+  RecordFileLayout layout(weights, model);
+  const auto path = layout.path_in(pack_folder);
+  write_record_file(weights, layout, pack_folder, progress);
+  return std::make_unique<RecordStore>(weights, std::move(layout), path);
 }
 
 }  // namespace
@@ -81,7 +93,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
     weights.load(loaders, progress, layout.is_resident);
   }
   if (!layout.is_resident) {
-    model->store_ = std::make_unique<CheckpointStore>(weights);
+    model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
     if (options.experts.wrap_store) {
       model->store_ = options.experts.wrap_store(std::move(model->store_));
     }

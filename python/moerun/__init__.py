@@ -12,6 +12,7 @@ from moerun.cache_options import dry_run
 from moerun.generation import Generation
 from moerun.hub import default_model
 from moerun.model import CacheEvent, Model
+from moerun.packs import pack_folder, remove_pack
 from moerun.tokenizer import Tokenizer
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "default_model",
     "dry_run",
     "errors",
+    "pack_folder",
+    "remove_pack",
 ]

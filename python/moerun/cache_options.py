@@ -17,6 +17,7 @@ from moerun import _moerun
 from moerun.arguments import check_int, check_number, check_str, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
+from moerun.packs import folder_of
 
 Split: TypeAlias = float | Sequence[float]
 Prefetch: TypeAlias = bool | Literal["auto"]
@@ -69,11 +70,12 @@ def dry_run(
     split: Split | None = None,
     prefetch: Prefetch | None = None,
     plan: str | os.PathLike[str] | None = None,
+    pack: bool | str | os.PathLike[str] = False,
 ) -> dict[str, Any]:
     """Return what each memory tier would hold, in bytes, without loading any weights.
 
-    Takes what `Model.load` takes. A Hugging Face repository that is not on this machine is
-    downloaded.
+    Takes what `Model.load` takes; `pack` changes nothing in memory. A Hugging Face repository that
+    is not on this machine is downloaded.
 
     Returns:
         `model`, `state` ("resident" when every expert fits, else "cached"), `policy`, `prefetch`;
@@ -86,6 +88,7 @@ def dry_run(
     Raises:
         As `Model.load`.
     """
+    folder_of(pack)
     options = {
         **machine_options(device, threads, context_length),
         **cache_options(expert_budget, policy, split, prefetch, plan),

@@ -19,6 +19,7 @@ from moerun.cache_options import Prefetch, Split, cache_options, machine_options
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation import Generation, StopStrings
 from moerun.hub import resolve_model
+from moerun.packs import folder_of
 from moerun.tokenizer import Tokenizer
 
 _MAX_SEED = 2**64 - 1
@@ -63,6 +64,7 @@ class Model:
         split: Split | None = None,
         prefetch: Prefetch | None = None,
         plan: str | os.PathLike[str] | None = None,
+        pack: bool | str | os.PathLike[str] = False,
         cache_events: bool = False,
     ) -> Model:
         """Load a model.
@@ -85,11 +87,15 @@ class Model:
             policy: which expert makes room for another: "lcp", "lru", "lfu" or "static"; "off"
                 keeps none. None for "lcp", or what the plan says.
             split: share of a cached expert that stays in memory, from 0 to 1: one number, or one
-                per layer with experts. None for 0.4, more where the budget allows.
+                per layer with experts. None for 1: whole experts.
             prefetch: read what the next layer will probably need: True, False, or "auto" for as
                 long as it pays. None for "auto", or what the plan says.
             plan: a JSON file with slots and split of each layer; takes the place of
                 `expert_budget`, `policy` and `split`.
+            pack: read experts from a record file, which is written first if it is not there: True
+                for one in `moerun.pack_folder()`, or a folder. It is as large as all experts.
+                Without one, any part of an expert costs all of its down_proj. Used only when not
+                every expert fits.
             cache_events: keep what happens in the cache for `cache_events()`.
 
         Raises:
@@ -109,6 +115,8 @@ class Model:
             "progress": progress,
             **cache_options(expert_budget, policy, split, prefetch, plan),
         }
+        if (folder := folder_of(pack)) is not None:
+            options["pack_folder"] = folder
         if cache_events:
             options["cache_events"] = True
         directory = resolve_model(path)

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "expert/record_file.h"
 #include "model/dry_run.h"
 #include "model/forward.h"
 #include "model/generation.h"
@@ -60,6 +61,8 @@ ModelOptions options_from(const py::kwargs& kwargs) {
       options.experts.prefetch = value.cast<std::string>();
     } else if (name == "plan") {
       options.experts.plan = value.cast<std::string>();
+    } else if (name == "pack_folder") {
+      options.experts.pack_folder = value.cast<std::string>();
     } else if (name == "cache_events") {
       options.experts.log_events = value.cast<bool>();
     } else if (name == "routing_replay") {
@@ -137,6 +140,9 @@ std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& 
 }  // namespace
 
 void register_model(py::module_& module) {
+  module.def("remove_record_files", [](const std::string& path, const std::string& folder) {
+    return remove_record_files(path, folder);
+  });
   module.def("dry_run", &dry_run, py::arg("path"));
   py::class_<PythonModel>(module, "Model")
       .def(py::init(&load), py::arg("path"), py::arg("progress") = py::none())

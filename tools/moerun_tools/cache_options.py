@@ -46,7 +46,7 @@ _OPTIONS = (
         metavar="X[,X...]",
         callback=_split_list,
         help="Share of a cached expert that stays in memory: one number from 0 to 1, or one for "
-        "each layer with experts.  [default: 0.4, more where the budget allows]",
+        "each layer with experts.  [default: 1]",
     ),
     click.option(
         "--prefetch",
@@ -61,6 +61,14 @@ _OPTIONS = (
         group=_GROUP,
         metavar="FILE",
         help="JSON file with slots and split of each layer, instead of budget, policy and split.",
+    ),
+    click.option(
+        "--pack",
+        cls=GroupedOption,
+        group=_GROUP,
+        is_flag=True,
+        help="Read experts from a record file in the user's cache folder, written first if need "
+        "be: as large as all experts, and every segment is one read.",
     ),
 )
 
@@ -78,6 +86,7 @@ def cache_arguments(
     split: list[float] | None,
     prefetch: str | None,
     plan: str | None,
+    pack: bool,
 ) -> dict[str, Any]:
     """Return the options as arguments of `Model.load` and `moerun.dry_run`.
 
@@ -95,4 +104,5 @@ def cache_arguments(
         "split": split,
         "prefetch": None if prefetch is None else _PREFETCH[prefetch],
         "plan": plan,
+        "pack": pack,
     }

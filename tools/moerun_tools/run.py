@@ -26,7 +26,9 @@ Examples:
 Models that do not fit in memory:
   moe-run -m Qwen/Qwen3-30B-A3B --expert-budget 6GiB --dry-run
   moe-run -m Qwen/Qwen3-30B-A3B --expert-budget 6GiB --stats "Routers are"
-  moe-run --expert-budget 25% --split 0.4 --prefetch on --stats "import os"
+  moe-run --expert-budget 25% --prefetch on --stats "import os"
+  moe-run -m path/to/model --expert-budget 6GiB --split 0.4 --pack "Routers are"
+  moe-run -m path/to/model --remove-pack
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
@@ -102,6 +104,12 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     help="Kernels for a kind of CPU; auto takes the fastest that this one runs.",
 )
 @cache_options
+@_option(
+    "Expert cache",
+    "--remove-pack",
+    is_flag=True,
+    help="Only remove the model's record file; needs no prompt.",
+)
 @_option(
     "Expert cache",
     "--dry-run",
@@ -203,6 +211,8 @@ def main(
     split: list[float] | None,
     prefetch: str | None,
     plan: str | None,
+    pack: bool,
+    remove_pack: bool,
     dry_run: bool,
     as_json: bool,
     stats: bool,
@@ -226,7 +236,7 @@ def main(
         raise click.UsageError("--stop needs a text that is not empty.")
 
     machine = {"device": device, "threads": threads, "context_length": context_length}
-    cache = cache_arguments(expert_budget, policy, split, prefetch, plan)
+    cache = cache_arguments(expert_budget, policy, split, prefetch, plan, pack)
     _check_cpu_kernels(cpu_kernels)
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
@@ -238,6 +248,9 @@ def main(
     from moerun_tools.loading import load_model
     from moerun_tools.prompt import checked_text, read_prompt
 
+    if remove_pack:
+        _remove_pack(resolve_model(model))
+        return
     if dry_run:
         _show_dry_run(resolve_model(model), as_json, **machine, **cache)
         return
@@ -260,6 +273,17 @@ def main(
         else:
             assert text is not None
             _run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
+
+
+def _remove_pack(directory: Any) -> None:
+    """Remove the record files of a model and say what that freed."""
+    from moerun import pack_folder
+    from moerun import remove_pack as remove
+    from moerun_tools.units import as_bytes
+
+    freed = remove(directory)
+    found = f"removed {as_bytes(freed)}" if freed else "no record file of this model"
+    click.echo(f"{found} in {pack_folder()}")
 
 
 def _show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:

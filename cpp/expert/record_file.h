@@ -1,0 +1,76 @@
+// An optional copy of all experts in the record layout: every segment of it is one read.
+//
+// The file: 4,096 bytes of JSON text padded with spaces (format, version, the checkpoint and its
+// key, the layers), then every expert of every layer in order, each on a 4,096-byte border.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "expert/expert_store.h"
+#include "io/direct_file.h"
+#include "weights/load_plan.h"
+#include "weights/model_weights.h"
+
+namespace moerun {
+
+// Where everything is in the record file of a model.
+class RecordFileLayout {
+ public:
+  RecordFileLayout(const ModelWeights& weights, const std::filesystem::path& model);
+
+  // What the file starts with. Differs between checkpoints, also when only a file's time differs.
+  const std::string& header() const { return header_; }
+  // Of the file in `folder`, where it belongs.
+  std::filesystem::path path_in(const std::filesystem::path& folder) const;
+  std::uint64_t offset(ExpertId id) const;
+  std::uint64_t file_bytes() const { return file_bytes_; }
+  std::vector<ExpertId> experts() const;  // in the file's order
+
+ private:
+  struct Layer {
+    std::size_t layer;
+    std::size_t num_experts;
+    std::uint64_t offset;  // of its first expert
+    std::uint64_t stride;
+  };
+  std::vector<Layer> layers_;
+  std::uint64_t file_bytes_ = 0;
+  std::string name_;
+  std::string header_;
+};
+
+// Writes the record file unless it is there. Goes on where an earlier call was interrupted. Throws
+// FileError where the folder cannot be written to, the disk is full, or another process is at it;
+// and what `progress` throws, which leaves what was done for the next call.
+void write_record_file(const ModelWeights& weights, const RecordFileLayout& layout,
+                       const std::filesystem::path& folder, const LoadProgress& progress);
+
+// Removes the record files of a model in a folder, finished or not. Returns their bytes.
+std::uint64_t remove_record_files(const std::filesystem::path& model,
+                                  const std::filesystem::path& folder);
+
+// Reads experts from a record file.
+class RecordStore : public ExpertStore {
+ public:
+  // FormatError where the file is not the one that `layout` describes. `weights` must outlive it.
+  RecordStore(const ModelWeights& weights, RecordFileLayout layout,
+              const std::filesystem::path& path);
+
+  std::size_t num_pieces(const SegmentRead& read) const override;
+  std::uint64_t read_piece(const SegmentRead& read, std::size_t piece,
+                           ReadScratch& scratch) const override;
+  bool is_direct() const override { return direct_.is_direct(); }
+
+ private:
+  const ModelWeights& weights_;
+  RecordFileLayout layout_;
+  FileDescriptor file_;
+  DirectFile direct_;
+};
+
+}  // namespace moerun

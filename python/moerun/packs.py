@@ -1,0 +1,54 @@
+"""Record files: optional copies of a model's experts, in which every segment is one read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from moerun import _moerun
+from moerun.arguments import check_str, shown
+from moerun.errors import InvalidArgumentError
+from moerun.hub import resolve_model
+
+
+def pack_folder() -> Path:
+    """Return where record files are kept unless another folder is named.
+
+    `$MOERUN_CACHE`, else `moerun` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    if folder := os.environ.get("MOERUN_CACHE"):
+        return Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "moerun"
+
+
+def folder_of(pack: Any) -> str | None:
+    """Return the folder that an argument `pack` stands for; None: no record file.
+
+    Raises:
+        InvalidArgumentError: it is neither a bool nor a path.
+    """
+    if pack is None or pack is False:
+        return None
+    if pack is True:
+        return str(pack_folder())
+    if not isinstance(pack, (str, os.PathLike)) or not os.fspath(pack):
+        raise InvalidArgumentError(f"pack must be a bool or a folder, not {shown(pack)}")
+    return check_str("pack", str(Path(pack).expanduser()))
+
+
+def remove_pack(
+    path: str | os.PathLike[str] | None = None, folder: str | os.PathLike[str] | None = None
+) -> int:
+    """Remove the record files of a model, finished or not; return the bytes that were freed.
+
+    Args:
+        path: the model, as for `Model.load`.
+        folder: where they are; None for `pack_folder()`.
+
+    Raises:
+        FileError: a file cannot be removed.
+    """
+    place = folder_of(True if folder is None else folder)
+    return _moerun.remove_record_files(str(resolve_model(path)), str(place))
