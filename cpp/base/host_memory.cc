@@ -40,8 +40,12 @@ std::vector<std::string> cgroup_folders() {
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const std::string path = line.substr(second + 1);
-    if (controllers.empty()) folders.push_back("/sys/fs/cgroup" + path);
-    if (controllers == "memory") folders.push_back("/sys/fs/cgroup/memory" + path);
+    if (!controllers.empty() && controllers != "memory") continue;
+    const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    // The limits of all groups above hold too.
+    for (std::string group = path; group.size() > 1; group.erase(group.rfind('/'))) {
+      folders.push_back(root + group);
+    }
   }
   return folders;
 }

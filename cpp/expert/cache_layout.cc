@@ -1,11 +1,11 @@
 #include "expert/cache_layout.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <optional>
 
 #include "base/error.h"
+#include "expert/budget_text.h"
 #include "expert/cache_plan.h"
 #include "expert/policy.h"
 
@@ -20,9 +20,13 @@ constexpr std::size_t kBlocksPerExpert = 8;
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
+// To whole quanta: 1 is all of the expert, and what is not 0 is at least one quantum.
 std::size_t top_records_of(double split, std::size_t records) {
+  if (split <= 0) return 0;
+  if (split >= 1) return records;
   const double quanta = std::round(split * static_cast<double>(records) / kQuantumRecords);
-  return std::min(records, static_cast<std::size_t>(quanta) * kQuantumRecords);
+  return std::min(records,
+                  std::max<std::size_t>(1, static_cast<std::size_t>(quanta)) * kQuantumRecords);
 }
 
 // What the layout of one layer is made from.
@@ -70,7 +74,6 @@ void size_ring(CacheLayout& layout, const std::vector<LayerSize>& sizes, std::si
   }
   const std::size_t experts = ring_experts != 0 ? ring_experts : top_k;
   layout.num_blocks = experts * blocks_per_expert;
-  layout.smallest_budget_bytes = layout.ring_bytes();
 }
 
 std::string share_text(std::size_t bytes, std::size_t total) {
@@ -79,18 +82,21 @@ std::string share_text(std::size_t bytes, std::size_t total) {
   return message(bytes, " bytes (", percent, "% of all experts)");
 }
 
-// Splits as given, or the default.
-std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
-                                     const std::vector<double>& split) {
-  if (split.size() > 1 && split.size() != sizes.size()) {
-    throw InvalidArgument(message("split: expected one number, or one for each of the ",
-                                  sizes.size(), " layers with experts, found ", split.size()));
+void check_split(const std::vector<double>& split, std::size_t num_layers) {
+  if (split.size() > 1 && split.size() != num_layers) {
+    throw InvalidArgument(message("split: expected one number, or one for each of the ", num_layers,
+                                  " layers with experts, found ", split.size()));
   }
   for (const double value : split) {
     if (!(value >= 0 && value <= 1)) {
       throw InvalidArgument(message("split: expected 0 to 1, found ", value));
     }
   }
+}
+
+// Splits as given, or the default.
+std::vector<std::size_t> choose_tops(const std::vector<LayerSize>& sizes,
+                                     const std::vector<double>& split) {
   std::vector<std::size_t> tops;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const LayerSize& size = sizes[i];
@@ -151,6 +157,12 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
     }
     layout.layers[index] =
         layer_layout(*found, planned.num_slots, top_records_of(planned.split, found->records));
+    if ((layout.policy == "static" && planned.num_slots != 0) != !planned.experts.empty()) {
+      throw FormatError(message(path, ": layer ", planned.layer, ": expected ",
+                                planned.experts.empty() ? "a list of experts" : "no experts",
+                                ", for the policy is ", layout.policy, " and it has ",
+                                planned.num_slots, " slots"));
+    }
     layout.layers[index].static_experts = planned.experts;
   }
   if (layout.policy == "off" && layout.slot_bytes() != 0) {
@@ -195,39 +207,6 @@ std::size_t CacheLayout::slot_bytes() const {
   return total;
 }
 
-std::size_t parse_budget(std::string_view text, std::size_t total_bytes) {
-  const auto fail = [&]() -> std::size_t {
-    throw InvalidArgument(
-        message("expert_budget: expected a share like 25%, a size like 6GiB or "
-                "500MB, or a number of bytes, all above 0, found '",
-                text, "'"));
-  };
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc{} || !std::isfinite(number) || number <= 0) return fail();
-  std::string unit(end, text.data() + text.size());
-  unit.erase(0, unit.find_first_not_of(' ') == std::string::npos ? unit.size()
-                                                                 : unit.find_first_not_of(' '));
-  struct Unit {
-    const char* name;
-    double bytes;
-  };
-  constexpr Unit kUnits[] = {{"", 1},         {"B", 1},        {"kB", 1e3},    {"KB", 1e3},
-                             {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12},   {"KiB", 1024.0},
-                             {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
-  double bytes = 0;
-  if (unit == "%") {
-    if (number > 100) return fail();
-    bytes = std::floor(number / 100 * static_cast<double>(total_bytes));
-  } else {
-    for (const Unit& known : kUnits) {
-      if (unit == known.name) bytes = number * known.bytes;
-    }
-  }
-  if (bytes < 1 || bytes > 0x1p60) return fail();
-  return static_cast<std::size_t>(bytes);
-}
-
 CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
                               const ExpertCacheOptions& options, std::size_t available_bytes) {
   const std::vector<LayerSize> sizes = layer_sizes(weights);
@@ -258,11 +237,14 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
     throw InvalidArgument("policy: static needs a plan that lists the experts of every layer");
   }
   if (sizes.empty() || total == 0) {
+    if (plan) throw FormatError(message(options.plan, ": the model has no layers with experts"));
     layout.is_resident = true;
     layout.policy = "off";
     return layout;
   }
+  check_split(options.split, sizes.size());
   size_ring(layout, sizes, top_k, options.ring_experts);
+  layout.smallest_budget_bytes = std::min(layout.ring_bytes(), total);
   layout.budget_bytes = plan                     ? plan->budget_bytes
                         : options.budget.empty() ? std::min(available_bytes, total)
                                                  : parse_budget(options.budget, total);
@@ -273,8 +255,11 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
     return layout;
   }
   if (layout.budget_bytes < layout.smallest_budget_bytes) {
+    const std::string where = plan ? options.plan + ": " : "";
     throw OutOfMemory(message(
+        where,
         options.budget.empty() && !plan ? "the memory that is free for experts is "
+        : plan                          ? "budget_bytes is "
                                         : "the expert budget is ",
         layout.budget_bytes, " bytes, but the ", top_k, " experts that one token uses in a layer ",
         "have to be in memory together: the smallest budget that works is ",

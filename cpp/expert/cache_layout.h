@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "expert/expert_store.h"
+#include "expert/on_off_trial.h"
 #include "weights/model_weights.h"
 
 namespace moerun {
@@ -20,7 +21,7 @@ std::string_view name_of(PrefetchMode mode);
 
 // As users give them; empty means not given.
 struct ExpertCacheOptions {
-  std::string budget;         // "25%" of all experts, "6GiB", "500MB", or bytes; all that fits
+  std::string budget;         // see parse_budget; all that fits
   std::string policy;         // off, lru, lfu, lcp, static; lcp
   std::vector<double> split;  // one for all layers, or one per layer with experts
   std::string prefetch;       // on, off, auto; auto
@@ -30,6 +31,8 @@ struct ExpertCacheOptions {
   std::string pack_folder;
   bool log_events = false;
   int reader_threads = 2;
+  OnOffTrial::Params prefetch_trial;
+  OnOffTrial::Params cache_trial = {.warm_up_tokens = 256, .hold_tokens = 4096};
   std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.
   // Puts a store of the caller's own before the checkpoint's.
   std::function<std::unique_ptr<ExpertStore>(std::unique_ptr<ExpertStore>)> wrap_store;
@@ -58,10 +61,6 @@ struct CacheLayout {
   std::size_t slot_bytes() const;
   std::size_t arena_bytes() const { return ring_bytes() + slot_bytes(); }
 };
-
-// Bytes that a budget text stands for. InvalidArgument for other text than
-// ExpertCacheOptions::budget describes.
-std::size_t parse_budget(std::string_view text, std::size_t total_bytes);
 
 // `available_bytes`: memory that is free for experts, used where no budget is given. Throws
 // OutOfMemory naming the smallest budget that works, InvalidArgument for options that are out of

@@ -20,6 +20,7 @@ struct CacheCounters {
   std::uint64_t prefetch_wasted = 0;
   std::uint64_t demand_bytes = 0;    // read because an expert was needed at once
   std::uint64_t prefetch_bytes = 0;  // read ahead, used or not
+  std::uint64_t wasted_bytes = 0;    // of these, for what was not used, as far as it had come
   double stalled_seconds = 0;        // computing waited for a segment
 
   CacheCounters& operator+=(const CacheCounters& other) {
@@ -33,6 +34,7 @@ struct CacheCounters {
     prefetch_wasted += other.prefetch_wasted;
     demand_bytes += other.demand_bytes;
     prefetch_bytes += other.prefetch_bytes;
+    wasted_bytes += other.wasted_bytes;
     stalled_seconds += other.stalled_seconds;
     return *this;
   }
@@ -42,8 +44,9 @@ struct CacheStats {
   std::vector<CacheCounters> layers;  // as CacheLayout::layers
   std::uint64_t decode_tokens = 0;
   double decode_seconds = 0;     // of those tokens
-  std::uint64_t link_bytes = 0;  // all reads, also of prompts
+  std::uint64_t link_bytes = 0;  // read while decoding
   double link_busy_seconds = 0;  // with at least one read under way
+  double best_link_rate = 0;     // bytes/s, of any stretch of decoding long enough to tell
   bool is_direct = false;        // reads bypass the page cache
   bool is_prefetching = false;
   bool is_caching = false;

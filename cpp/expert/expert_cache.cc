@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/error.h"
 
@@ -23,12 +24,14 @@ std::string verdict(const char* what, const OnOffTrial& trial) {
 }  // namespace
 
 ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
-                         int reader_threads, TraceSink* sink)
+                         const ExpertCacheOptions& options, TraceSink* sink)
     : layout_(std::move(layout)),
       sink_(sink),
-      is_direct_(store.is_direct()),
+      store_(store),
       arena_(layout_.arena_bytes(), "the expert cache"),
-      engine_(store, progress_, reader_threads) {
+      prefetch_trial_(options.prefetch_trial),
+      cache_trial_(options.cache_trial),
+      engine_(store, progress_, options.reader_threads) {
   ring_.emplace(Bytes{arena_.data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
   std::byte* slots = arena_.data() + layout_.ring_bytes();
   for (const LayerLayout& from : layout_.layers) {
@@ -76,12 +79,13 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   const bool uses_slots = mode == AccessMode::prefill || cache_trial_.is_on();
   look_up(state, *lease, experts, uses_slots);
   adopt_prefetched(lease->layer_index_, *lease);
-  if (state.policy && mode == AccessMode::decode && uses_slots) admit(state, *lease);
+  if (state.policy && mode == AccessMode::decode) admit(state, *lease, uses_slots);
   if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
   has_waiting_demand_ = false;
+  if (mode == AccessMode::prefill) is_between_tokens_ = false;
   for (auto& item : lease->items_) {
-    if (item.first_record == state.num_records || item.transfer) continue;
-    if (!start(state, item)) has_waiting_demand_ = true;
+    if (item.first_record == state.num_records || item.transfer || has_waiting_demand_) continue;
+    has_waiting_demand_ = !start(state, item);
   }
   return lease;
 }
@@ -112,7 +116,9 @@ void ExpertCache::look_up(LayerState& layer, ExpertLease& lease,
 
 void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) {
   LayerState& layer = layers_[layer_index];
-  for (const Prefetched& prefetched : prefetched_) {
+  expected_.clear();
+  // Taken out first: whatever happens, none is adopted twice.
+  for (const Prefetched& prefetched : std::exchange(prefetched_, {})) {
     ExpertLease::Item* wanted = nullptr;
     if (prefetched.layer_index == layer_index) {
       for (auto& item : lease.items_) {
@@ -124,7 +130,7 @@ void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) 
     bool is_there = false;
     try {
       is_there = wanted != nullptr && engine_.is_complete(*prefetched.transfer);
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       wanted = nullptr;  // read again, as demand; if that fails too, it is reported
     }
     if (wanted == nullptr) {
@@ -138,21 +144,22 @@ void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) 
     note(is_there ? CacheEventKind::prefetch_useful : CacheEventKind::prefetch_late, layer,
          prefetched.expert);
   }
-  prefetched_.clear();
 }
 
 void ExpertCache::drop_prefetched(const Prefetched& dropped) {
   LayerState& layer = layers_[dropped.layer_index];
   engine_.cancel(dropped.transfer);
   ++layer.counters.prefetch_wasted;
-  layer.counters.prefetch_bytes += engine_.bytes_read(*dropped.transfer);
+  const std::uint64_t bytes = engine_.bytes_read(*dropped.transfer);
+  layer.counters.prefetch_bytes += bytes;
+  layer.counters.wasted_bytes += bytes;
   note(CacheEventKind::prefetch_wasted, layer, dropped.expert);
 }
 
 void ExpertCache::drop_all_prefetched() {
   const std::lock_guard lock(stats_mutex_);
-  for (const Prefetched& prefetched : prefetched_) drop_prefetched(prefetched);
-  prefetched_.clear();
+  expected_.clear();
+  for (const Prefetched& prefetched : std::exchange(prefetched_, {})) drop_prefetched(prefetched);
 }
 
 void ExpertCache::take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot) {
@@ -163,7 +170,7 @@ void ExpertCache::take_slot(LayerState& layer, ExpertLease::Item& item, std::siz
   note(CacheEventKind::insert, layer, item.expert);
 }
 
-void ExpertCache::admit(LayerState& layer, ExpertLease& lease) {
+void ExpertCache::admit(LayerState& layer, ExpertLease& lease, bool uses_slots) {
   layer.policy->begin_token();
   const auto is_leased = [&](std::size_t expert) {
     return std::any_of(lease.items_.begin(), lease.items_.end(), [&](const auto& item) {
@@ -171,8 +178,8 @@ void ExpertCache::admit(LayerState& layer, ExpertLease& lease) {
     });
   };
   for (auto& item : lease.items_) {
-    layer.policy->access(item.expert);
-    if (item.top_slot || !layer.policy->admits(item.expert)) continue;
+    layer.policy->access(item.expert);  // it learns also while the slots are not used
+    if (!uses_slots || item.top_slot || !layer.policy->admits(item.expert)) continue;
     std::vector<std::size_t> candidates;
     std::optional<std::size_t> slot;
     for (std::size_t i = 0; i < layer.expert_of_slot.size() && !slot; ++i) {
@@ -246,17 +253,29 @@ bool ExpertCache::wants_prefetch() const {
 
 void ExpertCache::prefetch(std::size_t layer, std::span<const std::size_t> experts) {
   const std::lock_guard lock(stats_mutex_);
-  const std::size_t index = index_of(layer);
-  LayerState& state = layers_[index];
-  for (const std::size_t expert : experts) {
+  expected_layer_index_ = index_of(layer);
+  expected_.assign(experts.rbegin(), experts.rend());
+  continue_prefetch();
+}
+
+void ExpertCache::continue_prefetch() {
+  while (!expected_.empty() && !has_waiting_demand_) {
+    LayerState& state = layers_[expected_layer_index_];
+    const std::size_t expert = expected_.back();
     const bool has_top = state.slot_of_expert[expert] != kNone && cache_trial_.is_on();
     const std::size_t first = has_top ? state.top_records : 0;
-    if (first == state.num_records) continue;
-    auto transfer = submit(state, expert, first, std::nullopt, Urgency::prefetch);
-    if (!transfer) return;
-    prefetched_.push_back({index, expert, first, std::move(transfer)});
-    ++state.counters.prefetch_issued;
-    note(CacheEventKind::prefetch, state, expert);
+    const bool is_known =
+        std::any_of(prefetched_.begin(), prefetched_.end(), [&](const auto& each) {
+          return each.expert == expert && each.layer_index == expected_layer_index_;
+        });
+    if (first != state.num_records && !is_known) {
+      auto transfer = submit(state, expert, first, std::nullopt, Urgency::prefetch);
+      if (!transfer) return;
+      prefetched_.push_back({expected_layer_index_, expert, first, std::move(transfer)});
+      ++state.counters.prefetch_issued;
+      note(CacheEventKind::prefetch, state, expert);
+    }
+    expected_.pop_back();
   }
 }
 
@@ -272,7 +291,7 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
   }
   item.is_finished = true;
   if (!item.transfer) return;
-  if (mode == AccessMode::decode) {
+  if (mode == AccessMode::decode || item.was_prefetched) {
     const std::lock_guard lock(stats_mutex_);
     (item.was_prefetched ? layer.counters.prefetch_bytes : layer.counters.demand_bytes) +=
         engine_.bytes_read(*item.transfer);
@@ -282,35 +301,54 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
 
 void ExpertCache::begin_token() {
   const std::lock_guard lock(stats_mutex_);
-  link_before_ = engine_.stats();
+  if (!is_between_tokens_) link_before_ = engine_.stats();
 }
 
 void ExpertCache::finish_token(double seconds) {
   const std::lock_guard lock(stats_mutex_);
   const TransferStats link = engine_.stats();
-  decode_link_.demand_bytes += link.demand_bytes - link_before_.demand_bytes;
-  decode_link_.prefetch_bytes += link.prefetch_bytes - link_before_.prefetch_bytes;
-  decode_link_.busy_seconds += link.busy_seconds - link_before_.busy_seconds;
+  const TransferStats used = {link.bytes - link_before_.bytes,
+                              link.busy_seconds - link_before_.busy_seconds};
+  // What is read while the token is sampled belongs to the next one.
+  link_before_ = link;
+  is_between_tokens_ = true;
+  decode_link_.bytes += used.bytes;
+  decode_link_.busy_seconds += used.busy_seconds;
+  measure_link(used);
   ++decode_tokens_;
   decode_seconds_ += seconds;
-  if (layout_.prefetch == PrefetchMode::automatic) prefetch_trial_.record(seconds);
+  if (layout_.prefetch == PrefetchMode::automatic && !cache_trial_.is_trying()) {
+    prefetch_trial_.record(seconds);
+  }
   // One question at a time, and only where the answer is not plain: tokens without the cache are
-  // dear when it works.
-  if (layout_.policy == "off" || prefetch_trial_.is_trying()) return;
-  if (cache_trial_.is_trying() || !is_plainly_worth_it()) cache_trial_.record(seconds);
+  // dear when it works. Never while events are logged, for those should be the policy's alone.
+  if (layout_.slot_bytes() == 0 || prefetch_trial_.is_trying() || sink_ != nullptr) return;
+  if (cache_trial_.is_trying() || !is_plainly_worth_it(seconds)) cache_trial_.record(seconds);
 }
 
-// Whether tokens take clearly less time than reading all their experts would.
-bool ExpertCache::is_plainly_worth_it() const {
+void ExpertCache::measure_link(const TransferStats& used) {
+  constexpr std::uint64_t kLongEnough = std::uint64_t{32} << 20;
+  stretch_.bytes += used.bytes;
+  stretch_.busy_seconds += used.busy_seconds;
+  if (stretch_.bytes < kLongEnough || stretch_.busy_seconds <= 0) return;
+  best_link_rate_ =
+      std::max(best_link_rate_, static_cast<double>(stretch_.bytes) / stretch_.busy_seconds);
+  stretch_ = {};
+}
+
+// Whether tokens take, of late, clearly less time than reading all their experts would.
+bool ExpertCache::is_plainly_worth_it(double seconds) {
   constexpr double kClearly = 0.8;
-  if (!cache_trial_.is_worth_it() || decode_link_.busy_seconds <= 0) return false;
+  constexpr double kFading = 1.0 - 1.0 / 64;
+  recent_seconds_ = recent_seconds_ * kFading + seconds;
+  recent_tokens_ = recent_tokens_ * kFading + 1;
   double bytes = 0;
   for (const LayerState& layer : layers_) {
     bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
   }
-  const double rate = static_cast<double>(decode_link_.demand_bytes + decode_link_.prefetch_bytes) /
-                      decode_link_.busy_seconds;
-  return decode_seconds_ < kClearly * bytes / rate;
+  bytes /= static_cast<double>(decode_tokens_);
+  return cache_trial_.is_worth_it() && best_link_rate_ > 0 &&
+         recent_seconds_ / recent_tokens_ < kClearly * bytes / best_link_rate_;
 }
 
 CacheStats ExpertCache::stats() const {
@@ -319,17 +357,22 @@ CacheStats ExpertCache::stats() const {
   for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
   stats.decode_tokens = decode_tokens_;
   stats.decode_seconds = decode_seconds_;
-  stats.link_bytes = decode_link_.demand_bytes + decode_link_.prefetch_bytes;
+  stats.link_bytes = decode_link_.bytes;
   stats.link_busy_seconds = decode_link_.busy_seconds;
-  stats.is_direct = is_direct_;
-  stats.is_caching = layout_.policy != "off" && cache_trial_.is_worth_it();
+  // Too little was read to tell a best rate from the mean.
+  const double mean = decode_link_.busy_seconds > 0
+                          ? static_cast<double>(decode_link_.bytes) / decode_link_.busy_seconds
+                          : 0;
+  stats.best_link_rate = std::max(best_link_rate_, mean);
+  stats.is_direct = store_.is_direct();
+  stats.is_caching = layout_.slot_bytes() != 0 && cache_trial_.is_worth_it();
   stats.is_prefetching =
       layout_.prefetch == PrefetchMode::on ||
       (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.is_worth_it());
   const auto add = [&](const std::string& text) {
     stats.reason += (stats.reason.empty() ? "" : "; ") + text;
   };
-  if (!is_direct_) add("the file system has no direct reads: they pass through the page cache");
+  if (!stats.is_direct) add("direct reads are refused here: they pass through the page cache");
   if (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.has_outcome()) {
     add(verdict("prefetch", prefetch_trial_));
   }
@@ -349,6 +392,7 @@ ExpertLease::~ExpertLease() {
       cache_.engine_.cancel(item.transfer);
     }
     if (item.new_slot) {
+      cache_.note(CacheEventKind::evict, layer, item.expert);
       layer.expert_of_slot[*item.new_slot] = ExpertCache::kNone;
       layer.slot_of_expert[item.expert] = ExpertCache::kNone;
     }
@@ -362,6 +406,10 @@ bool ExpertLease::next(std::vector<Segment>& segments) {
   for (Item& item : items_) {
     if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, item, mode_);
   }
+  const auto prefetch_more = [this] {
+    const std::lock_guard lock(cache_.stats_mutex_);
+    cache_.continue_prefetch();
+  };
   const auto hand_out = [&](const Item& item, const RecordRun& run) {
     segments.push_back({item.expert,
                         run.first_record,
@@ -383,7 +431,8 @@ bool ExpertLease::next(std::vector<Segment>& segments) {
     bool is_any_moving = false;
     for (Item& item : items_) {
       if (item.is_rest_out) continue;
-      if (!item.transfer && !cache_.start(layer, item)) {
+      // In order: a small segment may not take the room that a larger one before it waits for.
+      if (!item.transfer && (is_any_waiting || !cache_.start(layer, item))) {
         is_any_waiting = true;
         continue;
       }
@@ -395,6 +444,7 @@ bool ExpertLease::next(std::vector<Segment>& segments) {
       for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run);
     }
     cache_.has_waiting_demand_ = is_any_waiting;
+    prefetch_more();
     if (!segments.empty()) return true;
     if (!is_any_waiting && !is_any_moving) return false;
     // The ring is full of guesses about later layers: they make way.

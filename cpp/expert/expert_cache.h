@@ -79,7 +79,7 @@ class ExpertCache {
  public:
   // `weights` and `store` must outlive the cache. `sink` may be null.
   ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
-              int reader_threads, TraceSink* sink);
+              const ExpertCacheOptions& options, TraceSink* sink);
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 
@@ -134,7 +134,7 @@ class ExpertCache {
   void look_up(LayerState& layer, ExpertLease& lease, std::span<const std::size_t> experts,
                bool uses_slots);
   void adopt_prefetched(std::size_t layer_index, ExpertLease& lease);
-  void admit(LayerState& layer, ExpertLease& lease);
+  void admit(LayerState& layer, ExpertLease& lease, bool uses_slots);
   void admit_to_empty_slots(LayerState& layer, ExpertLease& lease);
   void take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot);
   void drop_prefetched(const Prefetched& dropped);
@@ -143,26 +143,36 @@ class ExpertCache {
   std::shared_ptr<Transfer> submit(const LayerState& layer, std::size_t expert,
                                    std::size_t first_record, std::optional<std::size_t> slot,
                                    Urgency urgency);
-  bool is_plainly_worth_it() const;
+  void continue_prefetch();
+  void measure_link(const TransferStats& used);
+  bool is_plainly_worth_it(double seconds);
   void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
   void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
 
   CacheLayout layout_;
   TraceSink* sink_;
-  bool is_direct_;
+  const ExpertStore& store_;
   Progress progress_;
   HostMemory arena_;
   std::optional<StagingRing> ring_;
   std::vector<LayerState> layers_;
   std::vector<Prefetched> prefetched_;
+  // What is still to be prefetched when the ring has room, the likeliest last.
+  std::size_t expected_layer_index_ = 0;
+  std::vector<std::size_t> expected_;
   bool has_waiting_demand_ = false;  // the lease wants more of the ring than there is
   mutable std::mutex stats_mutex_;   // counters are read by other threads
   std::uint64_t decode_tokens_ = 0;
   double decode_seconds_ = 0;
-  TransferStats link_before_;  // when the token began
+  TransferStats link_before_;       // when the token began
+  bool is_between_tokens_ = false;  // and nothing else was read since the last one
   TransferStats decode_link_;
+  TransferStats stretch_;  // of decoding, since the rate was last taken
+  double best_link_rate_ = 0;
+  double recent_seconds_ = 0;
+  double recent_tokens_ = 0;
   OnOffTrial prefetch_trial_;
-  OnOffTrial cache_trial_{{.warm_up_tokens = 256, .hold_tokens = 4096}};
+  OnOffTrial cache_trial_;
   TransferEngine engine_;  // last: its threads write into all of the above
 };
 

@@ -34,11 +34,13 @@ Overlap overlap(const RecordRun& run, std::size_t first, std::size_t count) {
 }
 
 // What kernels read behind a row's end must be zero; memory that served another type may not be.
-void clear_padding(const RecordRun& run, std::size_t part, const ExpertShape& shape) {
+// Of `count` records from `first` on: two pieces never write to the same place.
+void clear_padding(const RecordRun& run, std::size_t first, std::size_t count, std::size_t part,
+                   const ExpertShape& shape) {
   const std::size_t pitch = padded(shape.hidden_size);
   if (pitch == shape.hidden_size) return;
   const std::size_t element_bytes = size_of(shape.dtype);
-  for (std::size_t record = 0; record < run.num_records; ++record) {
+  for (std::size_t record = first; record < first + count; ++record) {
     std::byte* row = run.data + (record * 3 + part) * pitch * element_bytes;
     std::memset(row + shape.hidden_size * element_bytes, 0,
                 (pitch - shape.hidden_size) * element_bytes);
@@ -112,13 +114,15 @@ std::uint64_t CheckpointStore::read_piece(const SegmentRead& read, std::size_t i
     if (piece.part == 2) {
       std::byte* target = run.data + 2 * row_bytes + piece.first_row * element_bytes;
       place_transposed(rows, run.first_record, run.num_records, {target, record_bytes});
+      const bool is_last = piece.first_row + piece.num_rows == matrix.rows;
+      if (is_last) clear_padding(run, 0, run.num_records, piece.part, shape);
     } else {
       const auto [first, count] = overlap(run, piece.first_row, piece.num_rows);
       std::byte* target =
           run.data + (first - run.first_record) * record_bytes + piece.part * row_bytes;
       place_rows(rows, first - piece.first_row, count, {target, record_bytes});
+      clear_padding(run, first - run.first_record, count, piece.part, shape);
     }
-    clear_padding(run, piece.part, shape);
   }
   return got.file_bytes;
 }

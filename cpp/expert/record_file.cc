@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -22,6 +23,9 @@ constexpr std::size_t kHeaderBytes = 4096;
 constexpr std::uint64_t kAlignment = 4096;
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::uint64_t kSyncBytes = std::uint64_t{256} << 20;
+// The header's last bytes: a decimal number, how many bytes of the file are safely on the disk. A
+// length alone would not do: after a crash it may be ahead of the data.
+constexpr std::size_t kMarkBytes = 20;
 
 std::uint64_t align_up(std::uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -60,11 +64,6 @@ class PartialFile {
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
 
-  std::uint64_t size() const {
-    const off_t end = ::lseek(fd_, 0, SEEK_END);
-    if (end < 0) fail(path_, "cannot be examined", errno);
-    return static_cast<std::uint64_t>(end);
-  }
   std::string head() const {
     std::string text(kHeaderBytes, '\0');
     const ssize_t got = ::pread(fd_, text.data(), text.size(), 0);
@@ -99,6 +98,23 @@ class PartialFile {
   fs::path path_;
   int fd_ = -1;
 };
+
+std::string mark_text(std::uint64_t bytes) {
+  std::string text = std::to_string(bytes);
+  return std::string(kMarkBytes - text.size(), '0') + text;
+}
+
+// How far an unfinished file of this layout is safely on the disk; 0: it is not one.
+std::uint64_t synced_bytes(const std::string& head, const RecordFileLayout& layout) {
+  const std::size_t text_bytes = kHeaderBytes - kMarkBytes;
+  if (head.size() != kHeaderBytes || head.compare(0, text_bytes, layout.header(), 0, text_bytes)) {
+    return 0;
+  }
+  std::uint64_t bytes = 0;
+  const char* end = head.data() + kHeaderBytes;
+  const auto [stop, error] = std::from_chars(head.data() + text_bytes, end, bytes);
+  return error == std::errc{} && stop == end && bytes <= layout.file_bytes() ? bytes : 0;
+}
 
 void check_room(const fs::path& folder, std::uint64_t bytes) {
   std::error_code error;
@@ -136,20 +152,19 @@ RecordFileLayout::RecordFileLayout(const ModelWeights& weights, const fs::path& 
     offset += stride * layer.experts.num_experts;
   }
   for (const SafetensorsFile* file : files) {
-    std::error_code error;
-    const auto time = fs::last_write_time(file->path(), error);
     identity += message(file->path().filename().string(), " ", file->file_size(), " ",
-                        error ? 0 : time.time_since_epoch().count(), ";");
+                        file->file().modified_ns(), ";");
   }
   file_bytes_ = offset;
   json["key"] = hex(hash_of(identity));
   json["num_layers"] = layers_.size();
   json["file_bytes"] = file_bytes_;
-  header_ = json.dump();
-  if (header_.size() > kHeaderBytes) {
+  header_ = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  if (header_.size() > kHeaderBytes - kMarkBytes) {
     throw InvalidArgument(message(model.string(), ": the path is too long for a record file"));
   }
-  header_.resize(kHeaderBytes, ' ');
+  header_.resize(kHeaderBytes - kMarkBytes, ' ');
+  header_ += mark_text(file_bytes_);
   name_ =
       fs::weakly_canonical(model).filename().string() + "-" + hex(hash_of(header_)) + ".records";
 }
@@ -181,17 +196,28 @@ void write_record_file(const ModelWeights& weights, const RecordFileLayout& layo
   if (error) fail(folder, "cannot be created", error.value());
   const fs::path partial_path = path.string() + ".partial";
   PartialFile partial(partial_path);
-  if (partial.head() != layout.header()) {
+  std::uint64_t written = synced_bytes(partial.head(), layout);
+  if (written == 0) {
     partial.truncate(0);
-    partial.write(0, reinterpret_cast<const std::byte*>(layout.header().data()), kHeaderBytes);
+    const std::string head =
+        layout.header().substr(0, kHeaderBytes - kMarkBytes) + mark_text(kHeaderBytes);
+    partial.write(0, reinterpret_cast<const std::byte*>(head.data()), kHeaderBytes);
+    written = kHeaderBytes;
   }
-  const std::uint64_t written = partial.size();
   check_room(folder, layout.file_bytes() - written);
 
   const CheckpointStore store(weights);
   ReadScratch scratch;
   HostMemory expert;
-  std::uint64_t unsynced = 0;
+  std::uint64_t reached = written;
+  // Also on the way out of an interruption.
+  const auto mark = [&] {
+    partial.sync();
+    written = reached;
+    const std::string text = mark_text(written);
+    partial.write(kHeaderBytes - kMarkBytes, reinterpret_cast<const std::byte*>(text.data()),
+                  kMarkBytes);
+  };
   for (const ExpertId id : layout.experts()) {
     const LayerWeights& layer = weights.layers[id.layer];
     const std::size_t bytes = layer.bytes_per_expert();
@@ -203,13 +229,17 @@ void write_record_file(const ModelWeights& weights, const RecordFileLayout& layo
     const std::size_t pieces = store.num_pieces(read);
     for (std::size_t piece = 0; piece < pieces; ++piece) store.read_piece(read, piece, scratch);
     partial.write(offset, expert.data(), align_up(bytes));
-    unsynced += bytes;
-    if (unsynced >= kSyncBytes) {
-      partial.sync();
-      unsynced = 0;
+    reached = offset + align_up(bytes);
+    if (reached - written >= kSyncBytes) mark();
+    if (!progress) continue;
+    try {
+      progress(reached, layout.file_bytes());
+    } catch (...) {
+      mark();
+      throw;
     }
-    if (progress) progress(offset + bytes, layout.file_bytes());
   }
+  mark();
   partial.sync();
   fs::rename(partial_path, path, error);
   if (error) fail(path, "cannot be given its name", error.value());
@@ -224,11 +254,14 @@ std::uint64_t remove_record_files(const fs::path& model, const fs::path& folder)
     const std::string file_name = entry.path().filename().string();
     if (file_name.find(".records") == std::string::npos || !entry.is_regular_file()) continue;
     std::ifstream file(entry.path(), std::ios::binary);
-    std::string header(kHeaderBytes, '\0');
-    file.read(header.data(), kHeaderBytes);
+    std::string header(kHeaderBytes - kMarkBytes, '\0');
+    file.read(header.data(), static_cast<std::streamsize>(header.size()));
     const auto json = nlohmann::json::parse(header, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || json.value("format", "") != "moerun-records") continue;
-    if (json.value("model", "") == name) found.push_back(entry.path());
+    if (!json.is_object()) continue;
+    const auto is = [&](const char* key, const std::string& value) {
+      return json.contains(key) && json[key].is_string() && json[key] == value;
+    };
+    if (is("format", "moerun-records") && is("model", name)) found.push_back(entry.path());
   }
   for (const fs::path& path : found) {
     bytes += fs::file_size(path, error);

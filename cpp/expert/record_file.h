@@ -1,7 +1,8 @@
 // An optional copy of all experts in the record layout: every segment of it is one read.
 //
 // The file: 4,096 bytes of JSON text padded with spaces (format, version, the checkpoint and its
-// key, the layers), then every expert of every layer in order, each on a 4,096-byte border.
+// key) and a number that says how much of the file is complete, then every expert of every layer in
+// order, each on a 4,096-byte border.
 #pragma once
 
 #include <cstddef>

@@ -49,7 +49,6 @@ class StagingRing {
   // None where fewer are free. Thread-safe.
   std::optional<StagingBlocks> try_take(std::size_t num_blocks);
   std::size_t num_free() const;
-  std::size_t num_blocks() const { return is_free_.size(); }
   std::byte* block(std::size_t index) const { return memory_.data() + index * block_bytes_; }
 
  private:

@@ -14,6 +14,9 @@ constexpr int kAttempts = 2;  // a disk may stumble once
 
 TransferEngine::TransferEngine(const ExpertStore& store, Progress& progress, int num_threads)
     : store_(store), progress_(progress) {
+  if (num_threads < 1) {
+    throw InvalidArgument(message("reader_threads: expected at least 1, found ", num_threads));
+  }
   const auto stop = [this] {
     {
       const std::lock_guard lock(mutex_);
@@ -129,7 +132,6 @@ void TransferEngine::work() {
     });
     if (is_stopping_) return;
     const std::size_t piece = transfer->next_piece_++;
-    const Urgency urgency = transfer->urgency_;
     ++transfer->num_in_flight_;
     if (num_reading_++ == 0) busy_since_ = Clock::now();
     lock.unlock();
@@ -150,7 +152,7 @@ void TransferEngine::work() {
     if (--num_reading_ == 0) {
       stats_.busy_seconds += std::chrono::duration<double>(Clock::now() - busy_since_).count();
     }
-    (urgency == Urgency::demand ? stats_.demand_bytes : stats_.prefetch_bytes) += bytes;
+    stats_.bytes += bytes;
     transfer->file_bytes_ += bytes;
     --transfer->num_in_flight_;
     ++transfer->num_done_;

@@ -43,8 +43,7 @@ class Transfer {
 };
 
 struct TransferStats {
-  std::uint64_t demand_bytes = 0;  // read from files, also for transfers that were cancelled
-  std::uint64_t prefetch_bytes = 0;
+  std::uint64_t bytes = 0;  // read from files, also for transfers that were cancelled
   double busy_seconds = 0;  // with at least one read under way
 };
 
@@ -74,7 +73,6 @@ class TransferEngine {
   void drain(const std::shared_ptr<Transfer>& transfer);
 
   TransferStats stats() const;
-  int num_threads() const { return static_cast<int>(threads_.size()); }
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -1,7 +1,6 @@
 #include "io/direct_file.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,8 +21,7 @@ std::uint64_t align_up(std::uint64_t n) { return align_down(n + kAlignment - 1);
 
 }  // namespace
 
-DirectFile::DirectFile(const FileDescriptor& file) : file_(file), opened_(signature()) {
-  if (opened_.size != file.size()) check_unchanged();
+DirectFile::DirectFile(const FileDescriptor& file) : file_(file) {
 #if defined(O_DIRECT)
   const std::string same_file = "/proc/self/fd/" + std::to_string(file.get());
   owned_fd_ = ::open(same_file.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
@@ -33,24 +31,6 @@ DirectFile::DirectFile(const FileDescriptor& file) : file_(file), opened_(signat
 
 DirectFile::~DirectFile() {
   if (owned_fd_ >= 0) ::close(owned_fd_);
-}
-
-DirectFile::Signature DirectFile::signature() const {
-  struct stat info = {};
-  if (::fstat(file_.get(), &info) != 0) {
-    throw FileError(message(file_.path().string(),
-                            ": cannot be examined: ", std::system_category().message(errno)));
-  }
-  return {static_cast<std::uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
-}
-
-void DirectFile::check_unchanged() const {
-  const Signature now = signature();
-  if (now == opened_ && now.size == file_.size()) return;
-  throw FileError(message(file_.path().string(),
-                          ": the file was changed while the model was in use (", now.size,
-                          " bytes, expected ", file_.size(),
-                          "); load the model again, and do not write to files of a loaded model"));
 }
 
 bool DirectFile::read_direct(std::uint64_t begin, std::uint64_t end, std::byte* target) const {
@@ -98,7 +78,7 @@ DirectFile::Read DirectFile::read(std::uint64_t offset, std::size_t bytes,
     result = {{scratch.data(), bytes}, bytes};
   }
   // After the read: what was written before it is noticed, what is written later does no harm.
-  check_unchanged();
+  file_.check_unchanged();
   return result;
 }
 

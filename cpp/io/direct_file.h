@@ -33,20 +33,11 @@ class DirectFile {
   Read read(std::uint64_t offset, std::size_t bytes, HostMemory& scratch) const;
 
  private:
-  struct Signature {
-    std::uint64_t size = 0;
-    std::int64_t modified_s = 0;
-    std::int64_t modified_ns = 0;
-    bool operator==(const Signature&) const = default;
-  };
-  Signature signature() const;
-  void check_unchanged() const;
   bool read_direct(std::uint64_t begin, std::uint64_t end, std::byte* target) const;
 
   const FileDescriptor& file_;
   mutable std::atomic<int> direct_fd_{-1};  // -1: none, or it refused
   int owned_fd_ = -1;
-  Signature opened_;
 };
 
 }  // namespace moerun

@@ -38,6 +38,10 @@ void check_is_regular(const std::filesystem::path& path, mode_t mode) {
   throw FileError(message(path.string(), ": is ", found, ", expected a regular file"));
 }
 
+std::int64_t modified_ns_of(const struct stat& info) {
+  return info.st_mtim.tv_sec * std::int64_t{1'000'000'000} + info.st_mtim.tv_nsec;
+}
+
 }  // namespace
 
 FileDescriptor::FileDescriptor(int fd, std::uint64_t size, std::filesystem::path path)
@@ -46,17 +50,31 @@ FileDescriptor::FileDescriptor(int fd, std::uint64_t size, std::filesystem::path
 FileDescriptor::FileDescriptor(FileDescriptor&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       size_(std::exchange(other.size_, 0)),
+      modified_ns_(other.modified_ns_),
       path_(std::move(other.path_)) {}
 
 FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(size_, other.size_);
+  std::swap(modified_ns_, other.modified_ns_);
   std::swap(path_, other.path_);
   return *this;
 }
 
 FileDescriptor::~FileDescriptor() {
   if (fd_ >= 0) ::close(fd_);
+}
+
+void FileDescriptor::check_unchanged() const {
+  struct stat info = {};
+  if (::fstat(fd_, &info) != 0) {
+    throw FileError(message(path_.string(), ": cannot be examined: ", text_of(errno)));
+  }
+  const auto size = static_cast<std::uint64_t>(info.st_size);
+  if (size == size_ && modified_ns_of(info) == modified_ns_) return;
+  throw FileError(message(path_.string(), ": the file was changed while the model was in use (",
+                          size, " bytes, expected ", size_,
+                          "); load the model again, and do not write to files of a loaded model"));
 }
 
 FileDescriptor open_regular_file(const std::filesystem::path& path) {
@@ -70,6 +88,7 @@ FileDescriptor open_regular_file(const std::filesystem::path& path) {
   if (::fstat(fd, &info) != 0) fail_open(path, errno);
   check_is_regular(path, info.st_mode);
   file.size_ = static_cast<std::uint64_t>(info.st_size);
+  file.modified_ns_ = modified_ns_of(info);
   return file;
 }
 

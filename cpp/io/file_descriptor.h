@@ -18,8 +18,13 @@ class FileDescriptor {
   ~FileDescriptor();
 
   int get() const { return fd_; }
-  std::uint64_t size() const { return size_; }  // when it was opened
+  // When it was opened:
+  std::uint64_t size() const { return size_; }
+  std::int64_t modified_ns() const { return modified_ns_; }  // since the epoch
   const std::filesystem::path& path() const { return path_; }
+
+  // FileError where the file has been written to since it was opened.
+  void check_unchanged() const;
 
   // Fills `destination` from `offset` on. FileError where the file ends first or a read fails.
   void read_at(std::uint64_t offset, Bytes destination) const;
@@ -37,6 +42,7 @@ class FileDescriptor {
 
   int fd_ = -1;
   std::uint64_t size_ = 0;
+  std::int64_t modified_ns_ = 0;
   std::filesystem::path path_;
 };
 

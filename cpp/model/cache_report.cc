@@ -65,14 +65,17 @@ Json cache_json(const Model& model) {
     json["layers"].push_back(std::move(entry));
   }
 
-  // The limit of a token: computing, or bringing what was missed over the link, whichever is
-  // longer.
+  // The limit of a token: computing, or bringing what was missed over the link at the best rate it
+  // has shown, whichever is longer. Guesses that were wrong are no part of it.
   const auto tokens = static_cast<double>(stats.decode_tokens);
   const double link = stats.link_busy_seconds > 0
                           ? static_cast<double>(stats.link_bytes) / stats.link_busy_seconds
                           : 0;
   const double computed = std::max(0.0, stats.decode_seconds - total.stalled_seconds);
-  const double limit = std::max(computed, stats.link_busy_seconds);
+  const auto missed =
+      static_cast<double>(total.demand_bytes + total.prefetch_bytes - total.wasted_bytes);
+  const double limit =
+      std::max(computed, stats.best_link_rate > 0 ? missed / stats.best_link_rate : 0);
   json["link_gb_per_s"] = link > 0 ? Json(link / 1e9) : Json(nullptr);
   json["compute_s_per_token"] = ratio(computed, tokens);
   json["stalled_s_per_token"] = ratio(total.stalled_seconds, tokens);

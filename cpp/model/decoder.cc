@@ -167,7 +167,7 @@ void Decoder::check_replay(const RoutingReplay& replay) const {
     const bool in_range = std::all_of(ids->begin(), ids->end(), [&](std::int32_t id) {
       return id >= 0 && id < config_.num_experts;
     });
-    if (ids->size() != expected || !in_range) {
+    if (replay.tokens == 0 || ids->size() != expected || !in_range) {
       throw InvalidArgument(message("routing_replay: expected ids from 0 to ",
                                     config_.num_experts - 1, " in the shape (tokens, ",
                                     weights_.num_moe_layers(), ", ", top_k, ")"));

@@ -90,16 +90,16 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   const CacheLayout& layout = model->plan_.layout;
   {
     ThreadPool loaders(model->threads_);
-    weights.load(loaders, progress, layout.is_resident);
+    weights.load(loaders, progress, layout.is_resident, layout.arena_bytes());
   }
   if (!layout.is_resident) {
     model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
     if (options.experts.wrap_store) {
       model->store_ = options.experts.wrap_store(std::move(model->store_));
     }
-    model->cache_ = std::make_unique<ExpertCache>(
-        weights, layout, *model->store_, options.experts.reader_threads,
-        options.experts.log_events ? &model->events_ : nullptr);
+    model->cache_ =
+        std::make_unique<ExpertCache>(weights, layout, *model->store_, options.experts,
+                                      options.experts.log_events ? &model->events_ : nullptr);
   }
   model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
   model->decoder_ = std::make_unique<Decoder>(model->config(), weights, *model->backend_,

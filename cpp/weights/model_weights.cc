@@ -298,8 +298,9 @@ void ModelWeights::plan_experts() {
   }
 }
 
-void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts) {
-  const std::size_t needed = resident_bytes_ + (with_experts ? expert_bytes_ : 0);
+void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
+                        std::size_t cache_bytes) {
+  const std::size_t needed = resident_bytes_ + (with_experts ? expert_bytes_ : cache_bytes);
   const std::size_t available = available_memory_bytes();
   if (needed > available) {
     constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
@@ -309,7 +310,7 @@ void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool wit
     throw OutOfMemory(message(checkpoint_.directory().string(), ": the weights need ", gib(needed),
                               " GiB of memory (experts ", gib(needed - resident_bytes_),
                               ", the rest ", gib(resident_bytes_), "), but only ", gib(available),
-                              " GiB are free"));
+                              " GiB are free; give a smaller expert budget"));
   }
   if (with_experts) plan_experts();
   plan_.run(pool, progress);

@@ -59,9 +59,10 @@ class ModelWeights {
   ModelWeights(const ModelWeights&) = delete;
   ModelWeights& operator=(const ModelWeights&) = delete;
 
-  // Reads the weights, routed experts only `with_experts`. OutOfMemory when they are larger than
-  // the memory that is free.
-  void load(ThreadPool& pool, const LoadProgress& progress, bool with_experts);
+  // Reads the weights, routed experts only `with_experts`. OutOfMemory when they, with the
+  // `cache_bytes` that will hold experts otherwise, are larger than the memory that is free.
+  void load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
+            std::size_t cache_bytes);
 
   MatrixView embedding;  // (vocab_size, hidden_size)
   NormWeights final_norm;

@@ -12,9 +12,10 @@ void convert_to_float(DType dtype, const std::byte* source, float* target, std::
     std::memcpy(target, source, n * sizeof(float));
     return;
   }
-  const auto* bits = reinterpret_cast<const std::uint16_t*>(source);
   for (std::size_t i = 0; i < n; ++i) {
-    target[i] = dtype == DType::bf16 ? bf16_to_float(bits[i]) : f16_to_float(bits[i]);
+    std::uint16_t bits;  // a file may put its tensors anywhere
+    std::memcpy(&bits, source + i * sizeof(bits), sizeof(bits));
+    target[i] = dtype == DType::bf16 ? bf16_to_float(bits) : f16_to_float(bits);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "expert/budget_text.h"
 #include "expert/cache_layout.h"
 #include "expert/on_off_trial.h"
 #include "expert/policy.h"

@@ -205,7 +205,7 @@ TEST("a failure leaves no slot that claims what it does not hold") {
   }
 }
 
-TEST("an interruption in the middle of a layer's reads leaves the cache whole") {
+TEST("an interruption between layers, with prefetches under way, leaves the cache whole") {
   const Text reference = generate(Model::load(kModel, {}), 9, 10);
   ModelOptions options;
   options.experts.budget = "30%";
@@ -219,6 +219,57 @@ TEST("an interruption in the middle of a layer's reads leaves the cache whole") 
     CHECK_THROWS(Interrupted, run_to_its_end(generation, stop), "stop");
   }
   CHECK(generate(model, 9, 10) == reference);
+}
+
+TEST("without slots every layer is prefetched, and guesses come true") {
+  for (const std::string& budget : {smallest_budget(), std::string("50%")}) {
+    ModelOptions options;
+    options.experts.budget = budget;
+    options.experts.split = {0.0};
+    options.experts.prefetch = "on";
+    const auto model = Model::load(kModel, options);
+    generate(model, 9, 20);
+    for (const auto& layer : model->expert_cache()->stats().layers) {
+      CHECK(layer.prefetch_issued > 19);
+      CHECK(layer.prefetch_useful + layer.prefetch_late > 0);
+      CHECK(layer.prefetch_bytes >= layer.wasted_bytes);
+    }
+  }
+}
+
+TEST("the bits are the same while trials switch cache and prefetch on and off") {
+  const Text reference = generate(Model::load(kModel, {}), 9, 60);
+  ModelOptions options;
+  options.experts.split = {0.6};
+  const OnOffTrial::Params eager = {
+      .warm_up_tokens = 2, .window_tokens = 2, .rounds = 1, .hold_tokens = 3};
+  options.experts.prefetch_trial = eager;
+  options.experts.cache_trial = eager;
+  for (const char* budget : {"8%", "20%", "60%"}) {
+    for (const double tolerance : {-1.0, 1e9}) {  // nothing is, or everything is worth it
+      options.experts.budget = budget;
+      options.experts.prefetch_trial.tolerance = tolerance;
+      options.experts.cache_trial.tolerance = -tolerance;
+      const auto model = Model::load(kModel, options);
+      CHECK(generate(model, 9, 60) == reference);
+      const CacheStats stats = model->expert_cache()->stats();
+      CHECK_EQ(stats.is_prefetching, tolerance > 0);
+    }
+  }
+}
+
+TEST("slots hold experts whole where the split is 1, also of odd sizes") {
+  const ModelPlan plan = plan_model(kModel, {});
+  ExpertCacheOptions options;
+  options.budget = "50%";
+  options.split = {1.0};
+  for (const LayerLayout& layer : make_cache_layout(*plan.weights, 4, options, 0).layers) {
+    CHECK_EQ(layer.top_records, plan.weights->layers[layer.layer].experts.intermediate_size);
+  }
+  options.split = {0.001};
+  for (const LayerLayout& layer : make_cache_layout(*plan.weights, 4, options, 0).layers) {
+    CHECK_EQ(layer.top_records, kQuantumRecords);
+  }
 }
 
 TEST("the prompt takes no slot away from decoding") {

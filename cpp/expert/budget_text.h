@@ -1,0 +1,13 @@
+// Budgets as users write them.
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+namespace moerun {
+
+// Bytes that a text stands for: a share of `total_bytes` ("25%"), a size ("6GiB", "500MB"), or a
+// number of bytes. InvalidArgument for anything else, and for nothing.
+std::size_t parse_budget(std::string_view text, std::size_t total_bytes);
+
+}  // namespace moerun
