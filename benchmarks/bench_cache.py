@@ -295,8 +295,8 @@ def row_of(options: dict[str, Any], result: dict[str, Any], link: float) -> dict
 
 def table(rows: list[dict[str, Any]], accelerate: dict[str, float]) -> str:
     head = "| budget | policy | split | prefetch | tokens/s | whole / top hits | MB read a token | "
-    head += "of the link's rate | against accelerate |"
-    lines = [head, "|" + "---|" * 9]
+    head += "of the link's rate | times the limit | against accelerate |"
+    lines = [head, "|" + "---|" * 10]
     for row in rows:
         split = row.get("split", [None])[0]
         peer = accelerate.get(row["expert_budget"])
@@ -305,7 +305,7 @@ def table(rows: list[dict[str, Any]], accelerate: dict[str, float]) -> str:
             f"| {row['expert_budget']} | {row['policy']} | {'-' if split is None else split} | "
             f"{row.get('prefetch', 'off')} | {row['tokens_per_s']:.2f} | "
             f"{row['hit_rate']:.0%} / {row['top_hit_rate']:.0%} | {row['mb_per_token']:.0f} | "
-            f"{row['read_share_of_link']:.0%} | {against} |"
+            f"{row['read_share_of_link']:.0%} | {row['ratio_to_limit']:.2f} | {against} |"
         )
     return "\n".join(lines)
 

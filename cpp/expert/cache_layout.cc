@@ -157,11 +157,10 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
     }
     layout.layers[index] =
         layer_layout(*found, planned.num_slots, top_records_of(planned.split, found->records));
-    if ((layout.policy == "static" && planned.num_slots != 0) != !planned.experts.empty()) {
-      throw FormatError(message(path, ": layer ", planned.layer, ": expected ",
-                                planned.experts.empty() ? "a list of experts" : "no experts",
-                                ", for the policy is ", layout.policy, " and it has ",
-                                planned.num_slots, " slots"));
+    if (layout.policy != "static" && !planned.experts.empty()) {
+      throw FormatError(message(path, ": layer ", planned.layer,
+                                ": experts are listed for the policy static only, found ",
+                                layout.policy));
     }
     layout.layers[index].static_experts = planned.experts;
   }

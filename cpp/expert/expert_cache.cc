@@ -11,16 +11,6 @@ namespace {
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
-std::string milliseconds(double seconds) {
-  return message(static_cast<double>(static_cast<long>(seconds * 1e5)) / 100, " ms");
-}
-
-std::string verdict(const char* what, const OnOffTrial& trial) {
-  return message(what, " measured ", milliseconds(trial.seconds_on()), " a token with it and ",
-                 milliseconds(trial.seconds_off()),
-                 " without: ", trial.is_worth_it() ? "it stays on" : "it is switched off");
-}
-
 }  // namespace
 
 ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
@@ -29,8 +19,7 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
       sink_(sink),
       store_(store),
       arena_(layout_.arena_bytes(), "the expert cache"),
-      prefetch_trial_(options.prefetch_trial),
-      cache_trial_(options.cache_trial),
+      defence_(layout_, options, sink != nullptr),
       engine_(store, progress_, options.reader_threads) {
   ring_.emplace(Bytes{arena_.data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
   std::byte* slots = arena_.data() + layout_.ring_bytes();
@@ -76,7 +65,7 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   std::unique_ptr<ExpertLease> lease(new ExpertLease(*this, index_of(layer), mode));
   const std::lock_guard lock(stats_mutex_);
   LayerState& state = layers_[lease->layer_index_];
-  const bool uses_slots = mode == AccessMode::prefill || cache_trial_.is_on();
+  const bool uses_slots = mode == AccessMode::prefill || defence_.wants_slots();
   look_up(state, *lease, experts, uses_slots);
   adopt_prefetched(lease->layer_index_, *lease);
   if (state.policy && mode == AccessMode::decode) admit(state, *lease, uses_slots);
@@ -245,11 +234,7 @@ bool ExpertCache::start(const LayerState& layer, ExpertLease::Item& item) {
   return item.transfer != nullptr;
 }
 
-bool ExpertCache::wants_prefetch() const {
-  if (has_waiting_demand_) return false;
-  if (layout_.prefetch == PrefetchMode::on) return true;
-  return layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.is_on();
-}
+bool ExpertCache::wants_prefetch() const { return defence_.wants_prefetch(); }
 
 void ExpertCache::prefetch(std::size_t layer, std::span<const std::size_t> experts) {
   const std::lock_guard lock(stats_mutex_);
@@ -262,7 +247,7 @@ void ExpertCache::continue_prefetch() {
   while (!expected_.empty() && !has_waiting_demand_) {
     LayerState& state = layers_[expected_layer_index_];
     const std::size_t expert = expected_.back();
-    const bool has_top = state.slot_of_expert[expert] != kNone && cache_trial_.is_on();
+    const bool has_top = state.slot_of_expert[expert] != kNone && defence_.wants_slots();
     const std::size_t first = has_top ? state.top_records : 0;
     const bool is_known =
         std::any_of(prefetched_.begin(), prefetched_.end(), [&](const auto& each) {
@@ -317,13 +302,12 @@ void ExpertCache::finish_token(double seconds) {
   measure_link(used);
   ++decode_tokens_;
   decode_seconds_ += seconds;
-  if (layout_.prefetch == PrefetchMode::automatic && !cache_trial_.is_trying()) {
-    prefetch_trial_.record(seconds);
+  double bytes = 0;
+  for (const LayerState& layer : layers_) {
+    bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
   }
-  // One question at a time, and only where the answer is not plain: tokens without the cache are
-  // dear when it works. Never while events are logged, for those should be the policy's alone.
-  if (layout_.slot_bytes() == 0 || prefetch_trial_.is_trying() || sink_ != nullptr) return;
-  if (cache_trial_.is_trying() || !is_plainly_worth_it(seconds)) cache_trial_.record(seconds);
+  bytes /= static_cast<double>(decode_tokens_);
+  defence_.record(seconds, best_link_rate_ > 0 ? bytes / best_link_rate_ : 0);
 }
 
 void ExpertCache::measure_link(const TransferStats& used) {
@@ -334,21 +318,6 @@ void ExpertCache::measure_link(const TransferStats& used) {
   best_link_rate_ =
       std::max(best_link_rate_, static_cast<double>(stretch_.bytes) / stretch_.busy_seconds);
   stretch_ = {};
-}
-
-// Whether tokens take, of late, clearly less time than reading all their experts would.
-bool ExpertCache::is_plainly_worth_it(double seconds) {
-  constexpr double kClearly = 0.8;
-  constexpr double kFading = 1.0 - 1.0 / 64;
-  recent_seconds_ = recent_seconds_ * kFading + seconds;
-  recent_tokens_ = recent_tokens_ * kFading + 1;
-  double bytes = 0;
-  for (const LayerState& layer : layers_) {
-    bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
-  }
-  bytes /= static_cast<double>(decode_tokens_);
-  return cache_trial_.is_worth_it() && best_link_rate_ > 0 &&
-         recent_seconds_ / recent_tokens_ < kClearly * bytes / best_link_rate_;
 }
 
 CacheStats ExpertCache::stats() const {
@@ -365,99 +334,14 @@ CacheStats ExpertCache::stats() const {
                           : 0;
   stats.best_link_rate = std::max(best_link_rate_, mean);
   stats.is_direct = store_.is_direct();
-  stats.is_caching = layout_.slot_bytes() != 0 && cache_trial_.is_worth_it();
-  stats.is_prefetching =
-      layout_.prefetch == PrefetchMode::on ||
-      (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.is_worth_it());
-  const auto add = [&](const std::string& text) {
-    stats.reason += (stats.reason.empty() ? "" : "; ") + text;
-  };
-  if (!stats.is_direct) add("direct reads are refused here: they pass through the page cache");
-  if (layout_.prefetch == PrefetchMode::automatic && prefetch_trial_.has_outcome()) {
-    add(verdict("prefetch", prefetch_trial_));
+  stats.is_caching = defence_.is_caching();
+  stats.is_prefetching = defence_.is_prefetching();
+  stats.reason = defence_.reason();
+  if (!stats.is_direct) {
+    stats.reason += std::string(stats.reason.empty() ? "" : "; ") +
+                    "direct reads are refused here: they pass through the page cache";
   }
-  if (cache_trial_.has_outcome()) add(verdict("the cache", cache_trial_));
   return stats;
-}
-
-ExpertLease::~ExpertLease() {
-  const std::lock_guard lock(cache_.stats_mutex_);
-  auto& layer = cache_.layers_[layer_index_];
-  for (Item& item : items_) {
-    const bool is_done = item.is_finished || item.first_record == layer.num_records;
-    if (is_done) continue;
-    if (item.transfer && item.new_slot && !item.copies_to_slot) {
-      cache_.engine_.drain(item.transfer);  // it writes into the slot
-    } else if (item.transfer) {
-      cache_.engine_.cancel(item.transfer);
-    }
-    if (item.new_slot) {
-      cache_.note(CacheEventKind::evict, layer, item.expert);
-      layer.expert_of_slot[*item.new_slot] = ExpertCache::kNone;
-      layer.slot_of_expert[item.expert] = ExpertCache::kNone;
-    }
-  }
-  cache_.has_waiting_demand_ = false;
-}
-
-bool ExpertLease::next(std::vector<Segment>& segments) {
-  segments.clear();
-  auto& layer = cache_.layers_[layer_index_];
-  for (Item& item : items_) {
-    if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, item, mode_);
-  }
-  const auto prefetch_more = [this] {
-    const std::lock_guard lock(cache_.stats_mutex_);
-    cache_.continue_prefetch();
-  };
-  const auto hand_out = [&](const Item& item, const RecordRun& run) {
-    segments.push_back({item.expert,
-                        run.first_record,
-                        run.num_records,
-                        {run.data, run.num_records * layer.record_bytes}});
-  };
-  // What is resident, all at once, on the first call.
-  for (Item& item : items_) {
-    if (!item.top_slot || item.is_top_out) continue;
-    item.is_top_out = true;
-    hand_out(item, {0, layer.top_records, cache_.slot(layer, *item.top_slot)});
-    if (item.first_record == layer.num_records) item.is_rest_out = true;
-  }
-  if (!segments.empty()) return true;
-
-  for (;;) {
-    const std::uint64_t seen = cache_.progress_.now();
-    bool is_any_waiting = false;
-    bool is_any_moving = false;
-    for (Item& item : items_) {
-      if (item.is_rest_out) continue;
-      // In order: a small segment may not take the room that a larger one before it waits for.
-      if (!item.transfer && (is_any_waiting || !cache_.start(layer, item))) {
-        is_any_waiting = true;
-        continue;
-      }
-      if (!cache_.engine_.is_complete(*item.transfer)) {
-        is_any_moving = true;
-        continue;
-      }
-      item.is_rest_out = true;
-      for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run);
-    }
-    cache_.has_waiting_demand_ = is_any_waiting;
-    prefetch_more();
-    if (!segments.empty()) return true;
-    if (!is_any_waiting && !is_any_moving) return false;
-    // The ring is full of guesses about later layers: they make way.
-    if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
-
-    const auto begin = std::chrono::steady_clock::now();
-    cache_.progress_.wait_beyond(seen);
-    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
-    if (mode_ == AccessMode::decode) {
-      const std::lock_guard lock(cache_.stats_mutex_);
-      layer.counters.stalled_seconds += waited.count();
-    }
-  }
 }
 
 }  // namespace moerun

@@ -19,9 +19,9 @@
 #include "expert/cache_layout.h"
 #include "expert/cache_stats.h"
 #include "expert/expert_store.h"
-#include "expert/on_off_trial.h"
 #include "expert/policy.h"
 #include "expert/progress.h"
+#include "expert/self_defence.h"
 #include "expert/staging_ring.h"
 #include "expert/transfer_engine.h"
 #include "trace/cache_event.h"
@@ -145,7 +145,6 @@ class ExpertCache {
                                    Urgency urgency);
   void continue_prefetch();
   void measure_link(const TransferStats& used);
-  bool is_plainly_worth_it(double seconds);
   void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
   void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
 
@@ -169,10 +168,7 @@ class ExpertCache {
   TransferStats decode_link_;
   TransferStats stretch_;  // of decoding, since the rate was last taken
   double best_link_rate_ = 0;
-  double recent_seconds_ = 0;
-  double recent_tokens_ = 0;
-  OnOffTrial prefetch_trial_;
-  OnOffTrial cache_trial_;
+  SelfDefence defence_;
   TransferEngine engine_;  // last: its threads write into all of the above
 };
 

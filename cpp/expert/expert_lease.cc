@@ -1,0 +1,88 @@
+#include <chrono>
+#include <mutex>
+
+#include "expert/expert_cache.h"
+
+namespace moerun {
+
+ExpertLease::~ExpertLease() {
+  const std::lock_guard lock(cache_.stats_mutex_);
+  auto& layer = cache_.layers_[layer_index_];
+  for (Item& item : items_) {
+    const bool is_done = item.is_finished || item.first_record == layer.num_records;
+    if (is_done) continue;
+    if (item.transfer && item.new_slot && !item.copies_to_slot) {
+      cache_.engine_.drain(item.transfer);  // it writes into the slot
+    } else if (item.transfer) {
+      cache_.engine_.cancel(item.transfer);
+    }
+    if (item.new_slot) {
+      cache_.note(CacheEventKind::evict, layer, item.expert);
+      layer.expert_of_slot[*item.new_slot] = ExpertCache::kNone;
+      layer.slot_of_expert[item.expert] = ExpertCache::kNone;
+    }
+  }
+  cache_.has_waiting_demand_ = false;
+}
+
+bool ExpertLease::next(std::vector<Segment>& segments) {
+  segments.clear();
+  auto& layer = cache_.layers_[layer_index_];
+  for (Item& item : items_) {
+    if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, item, mode_);
+  }
+  const auto prefetch_more = [this] {
+    const std::lock_guard lock(cache_.stats_mutex_);
+    cache_.continue_prefetch();
+  };
+  const auto hand_out = [&](const Item& item, const RecordRun& run) {
+    segments.push_back({item.expert,
+                        run.first_record,
+                        run.num_records,
+                        {run.data, run.num_records * layer.record_bytes}});
+  };
+  // What is resident, all at once, on the first call.
+  for (Item& item : items_) {
+    if (!item.top_slot || item.is_top_out) continue;
+    item.is_top_out = true;
+    hand_out(item, {0, layer.top_records, cache_.slot(layer, *item.top_slot)});
+    if (item.first_record == layer.num_records) item.is_rest_out = true;
+  }
+  if (!segments.empty()) return true;
+
+  for (;;) {
+    const std::uint64_t seen = cache_.progress_.now();
+    bool is_any_waiting = false;
+    bool is_any_moving = false;
+    for (Item& item : items_) {
+      if (item.is_rest_out) continue;
+      // In order: a small segment may not take the room that a larger one before it waits for.
+      if (!item.transfer && (is_any_waiting || !cache_.start(layer, item))) {
+        is_any_waiting = true;
+        continue;
+      }
+      if (!cache_.engine_.is_complete(*item.transfer)) {
+        is_any_moving = true;
+        continue;
+      }
+      item.is_rest_out = true;
+      for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run);
+    }
+    cache_.has_waiting_demand_ = is_any_waiting;
+    prefetch_more();
+    if (!segments.empty()) return true;
+    if (!is_any_waiting && !is_any_moving) return false;
+    // The ring is full of guesses about later layers: they make way.
+    if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
+
+    const auto begin = std::chrono::steady_clock::now();
+    cache_.progress_.wait_beyond(seen);
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
+    if (mode_ == AccessMode::decode) {
+      const std::lock_guard lock(cache_.stats_mutex_);
+      layer.counters.stalled_seconds += waited.count();
+    }
+  }
+}
+
+}  // namespace moerun
