@@ -17,6 +17,7 @@ void register_errors(py::module_& module);
 void register_model(py::module_& module);
 void register_generation(py::module_& module);
 void register_info(py::module_& module);
+void register_metrics(py::module_& module);
 
 // JSON text as Python objects.
 py::object from_json(const std::string& text);

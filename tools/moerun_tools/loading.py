@@ -29,6 +29,9 @@ def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
     ) as bar:
 
         def show(bytes_done: int, bytes_total: int) -> None:
+            if bar.total is not None and bytes_total != bar.total:  # a record file is written
+                bar.set_description("packing experts")
+                bar.reset(bytes_total)
             bar.total = bytes_total
             bar.update(bytes_done - bar.n)
 
