@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -46,8 +47,9 @@ class ExpertLease {
   // Fills `segments` with what can be computed now and was not handed out before: first what is
   // resident, then the rest as it arrives. Segments of one expert come in rising order. Waits where
   // there is nothing yet; false when everything has been handed out. What the call before handed
-  // out may be overwritten: it must have been computed. Throws what reading threw.
-  bool next(std::vector<Segment>& segments);
+  // out may be overwritten: it must have been computed. Throws what reading threw, and what
+  // `while_waiting` (may be empty) throws, which is called now and then.
+  bool next(std::vector<Segment>& segments, const std::function<void()>& while_waiting = {});
 
  private:
   friend class ExpertCache;

@@ -4,6 +4,12 @@
 #include "expert/expert_cache.h"
 
 namespace moerun {
+namespace {
+
+// How often a wait looks whether it should end.
+constexpr std::chrono::milliseconds kInterval{100};
+
+}  // namespace
 
 ExpertLease::~ExpertLease() {
   const std::lock_guard lock(cache_.stats_mutex_);
@@ -25,7 +31,7 @@ ExpertLease::~ExpertLease() {
   cache_.has_waiting_demand_ = false;
 }
 
-bool ExpertLease::next(std::vector<Segment>& segments) {
+bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void()>& while_waiting) {
   segments.clear();
   auto& layer = cache_.layers_[layer_index_];
   for (Item& item : items_) {
@@ -76,7 +82,9 @@ bool ExpertLease::next(std::vector<Segment>& segments) {
     if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
 
     const auto begin = std::chrono::steady_clock::now();
-    cache_.progress_.wait_beyond(seen);
+    while (!cache_.progress_.wait_beyond(seen, kInterval)) {
+      if (while_waiting) while_waiting();
+    }
     const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
     if (mode_ == AccessMode::decode) {
       const std::lock_guard lock(cache_.stats_mutex_);

@@ -1,6 +1,7 @@
 // Something has moved on: what one thread waits for and others announce.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -24,6 +25,11 @@ class Progress {
   void wait_beyond(std::uint64_t seen) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return count_ != seen; });
+  }
+  // The same for at most so long; false: nothing has changed.
+  bool wait_beyond(std::uint64_t seen, std::chrono::milliseconds most) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, most, [&] { return count_ != seen; });
   }
 
  private:

@@ -154,7 +154,9 @@ void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing&
     backend_.compute_segments(pass.stream, {&shared, 1});
   }
   std::vector<Segment> segments;
-  while (lease->next(segments)) {
+  const Checkpointer never;
+  const Checkpointer& while_waiting = pass.between_layers != nullptr ? *pass.between_layers : never;
+  while (lease->next(segments, while_waiting)) {
     backend_.compute_segments(pass.stream, segments);
     pass.stream.synchronize();  // the next call may overwrite them
   }

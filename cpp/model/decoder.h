@@ -28,7 +28,8 @@ struct DecoderOptions {
   std::shared_ptr<const RoutingReplay> replay;
 };
 
-// Called between layers; may throw to abandon the pass.
+// Called between layers, and now and then while experts are waited for; may throw to abandon the
+// pass.
 using Checkpointer = std::function<void()>;
 
 class Decoder {

@@ -221,6 +221,42 @@ TEST("an interruption between layers, with prefetches under way, leaves the cach
   CHECK(generate(model, 9, 10) == reference);
 }
 
+TEST("a generation that waits for a disk can be interrupted") {
+  class StuckStore : public ExpertStore {
+   public:
+    StuckStore(std::unique_ptr<ExpertStore> inner, std::atomic<bool>& is_stuck)
+        : inner_(std::move(inner)), is_stuck_(is_stuck) {}
+    std::size_t num_pieces(const SegmentRead& read) const override {
+      return inner_->num_pieces(read);
+    }
+    std::uint64_t read_piece(const SegmentRead& read, std::size_t piece,
+                             ReadScratch& scratch) const override {
+      while (is_stuck_) std::this_thread::yield();
+      return inner_->read_piece(read, piece, scratch);
+    }
+    bool is_direct() const override { return inner_->is_direct(); }
+
+   private:
+    std::unique_ptr<ExpertStore> inner_;
+    std::atomic<bool>& is_stuck_;
+  };
+  const Text reference = generate(Model::load(kModel, {}), 9, 10);
+  std::atomic<bool> is_stuck{true};
+  ModelOptions options;
+  options.experts.budget = "30%";
+  options.experts.wrap_store = [&](std::unique_ptr<ExpertStore> inner) {
+    return std::make_unique<StuckStore>(std::move(inner), is_stuck);
+  };
+  const auto model = Model::load(kModel, options);
+  Generation generation(model, some_tokens(9), {{}, 10, {}});
+  const auto give_up = [&] {
+    is_stuck = false;
+    throw Interrupted("stop");
+  };
+  CHECK_THROWS(Interrupted, generation.next(give_up), "stop");
+  CHECK(generate(model, 9, 10) == reference);
+}
+
 TEST("without slots every layer is prefetched, and guesses come true") {
   for (const std::string& budget : {smallest_budget(), std::string("50%")}) {
     ModelOptions options;
