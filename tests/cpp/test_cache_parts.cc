@@ -194,9 +194,7 @@ TEST("a trial keeps what is faster and looks again") {
   CHECK_EQ(run(10, 1, 2), 10);
 }
 
-TEST(
-    "demand overtakes prefetch, a promoted prefetch is demand, a cancelled one gives its room "
-    "back") {
+TEST("demand overtakes prefetch, and a cancelled transfer gives its room back") {
   Progress progress;
   std::vector<std::byte> memory(8 * 64);
   StagingRing ring(memory, 64, progress);
