@@ -13,8 +13,8 @@ namespace moerun {
 namespace {
 
 // Where no split is given. A top segment is worth its memory if the bottom one can arrive while it
-// computes. From a disk it cannot: computing 0.4 of an expert takes a hundredth of the time that
-// the rest takes to read, so the memory is better spent on whole experts (docs/benchmarks.md).
+// computes. From a disk it cannot: experts are computed at some 30 GB/s and read at 1.5, so the
+// memory is better spent on whole experts (docs/benchmarks.md).
 constexpr double kDefaultSplit = 1.0;
 constexpr std::size_t kBlocksPerExpert = 8;
 

@@ -96,7 +96,8 @@ class ExpertCache {
   // Whether predictions are welcome for the token being decoded.
   bool wants_prefetch() const;
   // Starts reading what is not resident of these experts of a layer, in this order, as far as the
-  // ring has room. What the next lease of that layer does not use is dropped then.
+  // ring has room, and goes on as the current lease gives room back. What the next lease of that
+  // layer does not use is dropped then.
   void prefetch(std::size_t layer, std::span<const std::size_t> experts);
 
   // Around the decoding of a token, which took so much time.
