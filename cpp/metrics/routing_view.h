@@ -7,9 +7,9 @@
 
 namespace moerun {
 
-// (tokens, slots) expert ids, all different within a token, below num_experts; in the order in
-// which they are served. For one layer slots = top_k; for a pool over L layers slots = L * top_k,
-// layer by layer, expert e of layer l being l * E + e.
+// (tokens, slots) expert ids, all different within a token, below num_experts (check_trace sees to
+// that); in the order in which they are served. For one layer slots = top_k; for a pool over L
+// layers slots = L * top_k, layer by layer, expert e of layer l being l * E + e.
 struct RoutingView {
   std::span<const std::uint16_t> expert_ids;
   std::size_t slots = 0;
@@ -20,8 +20,5 @@ struct RoutingView {
     return expert_ids.subspan(t * slots, slots);
   }
 };
-
-// InvalidArgument, naming token and slot, for an id that is too large or comes twice in a token.
-void check_routing(const RoutingView& routing);
 
 }  // namespace moerun

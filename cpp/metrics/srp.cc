@@ -1,63 +1,48 @@
 #include "metrics/srp.h"
 
-#include <algorithm>
+#include <vector>
 
 #include "base/error.h"
 
 namespace moerun {
 
-ActivationCounts::ActivationCounts(std::size_t num_experts, std::size_t segment_length)
-    : num_experts_(num_experts), segment_length_(segment_length) {
-  if (num_experts == 0 || segment_length == 0) {
-    throw InvalidArgument(message("expected at least 1 expert and segments of at least 1 token, ",
-                                  "found ", num_experts, " and ", segment_length));
+void count_activations(const RoutingView& routing, std::size_t segment_length, CountBy by,
+                       std::span<std::uint64_t> counts) {
+  const std::size_t num_rows = by == CountBy::expert ? routing.num_experts : 1;
+  if (segment_length == 0 || counts.size() != num_rows * (segment_length + 1)) {
+    throw InvalidArgument(message("expected segments of at least 1 token and room for ", num_rows,
+                                  " x (segment_length + 1) counts, found ", segment_length, " and ",
+                                  counts.size()));
   }
-  counts_.assign(num_experts * (segment_length + 1), 0);
-}
-
-void ActivationCounts::add(const RoutingView& routing) {
-  if (routing.num_experts != num_experts_) {
-    throw InvalidArgument(
-        message("routing: expected ", num_experts_, " experts, found ", routing.num_experts));
-  }
-  check_routing(routing);
+  const std::size_t row = by == CountBy::expert ? segment_length + 1 : 0;
   const std::size_t tokens = routing.num_tokens();
-  if (tokens < segment_length_) return;
+  if (tokens < segment_length) return;
   // An expert's count changes only where it enters or leaves the window: so each change writes down
   // for how many windows the count before it held.
   struct State {
     std::size_t count = 0;
     std::size_t since = 0;  // the window that has had this count first
   };
-  std::vector<State> states(num_experts_);
+  std::vector<State> states(routing.num_experts);
   const auto change = [&](std::size_t expert, std::size_t window, bool enters) {
     State& state = states[expert];
-    counts_[expert * (segment_length_ + 1) + state.count] += window - state.since;
+    counts[expert * row + state.count] += window - state.since;
     state = {enters ? state.count + 1 : state.count - 1, window};
   };
   for (std::size_t t = 0; t < tokens; ++t) {
     // Windows are numbered by their first token; before the first is whole, it is window 0.
-    const std::size_t window = t + 1 < segment_length_ ? 0 : t + 1 - segment_length_;
-    if (t >= segment_length_) {
-      for (const std::size_t expert : routing.token(t - segment_length_)) {
+    const std::size_t window = t + 1 < segment_length ? 0 : t + 1 - segment_length;
+    if (t >= segment_length) {
+      for (const std::size_t expert : routing.token(t - segment_length)) {
         change(expert, window, false);
       }
     }
     for (const std::size_t expert : routing.token(t)) change(expert, window, true);
   }
-  const std::size_t windows = tokens - segment_length_ + 1;
-  for (std::size_t expert = 0; expert < num_experts_; ++expert) {
-    counts_[expert * (segment_length_ + 1) + states[expert].count] +=
-        windows - states[expert].since;
+  const std::size_t windows = tokens - segment_length + 1;
+  for (std::size_t expert = 0; expert < routing.num_experts; ++expert) {
+    counts[expert * row + states[expert].count] += windows - states[expert].since;
   }
-}
-
-void ActivationCounts::add(const ActivationCounts& other) {
-  if (other.num_experts_ != num_experts_ || other.segment_length_ != segment_length_) {
-    throw InvalidArgument("activation counts of different sizes cannot be added");
-  }
-  std::transform(counts_.begin(), counts_.end(), other.counts_.begin(), counts_.begin(),
-                 [](std::uint64_t a, std::uint64_t b) { return a + b; });
 }
 
 Srp srp_of(std::span<const std::uint64_t> histogram) {

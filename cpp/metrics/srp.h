@@ -5,35 +5,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "metrics/routing_view.h"
 
 namespace moerun {
 
-// For every expert, how many of the overlapping windows of `segment_length` tokens activate it f
-// times, f = 0 ... segment_length. Sums over sequences are sums of these.
-class ActivationCounts {
- public:
-  // Throws InvalidArgument unless both are at least 1.
-  ActivationCounts(std::size_t num_experts, std::size_t segment_length);
+enum class CountBy { expert, layer };
 
-  // A sequence shorter than a window has none, and adds nothing. Throws as check_routing.
-  void add(const RoutingView& routing);
-  void add(const ActivationCounts& other);  // of the same sizes
-
-  std::size_t num_experts() const { return num_experts_; }
-  std::size_t segment_length() const { return segment_length_; }
-  // (segment_length + 1) numbers of windows.
-  std::span<const std::uint64_t> of_expert(std::size_t expert) const {
-    return {counts_.data() + expert * (segment_length_ + 1), segment_length_ + 1};
-  }
-
- private:
-  std::size_t num_experts_;
-  std::size_t segment_length_;
-  std::vector<std::uint64_t> counts_;  // (num_experts, segment_length + 1)
-};
+// Adds to `counts` how many of the overlapping windows of `segment_length` tokens activate an
+// expert f times, f = 0 ... segment_length: (num_experts, segment_length + 1) numbers by expert, or
+// (segment_length + 1), the sum over experts, by layer. A sequence shorter than a window has none.
+// InvalidArgument for a count array of another size, or
+// segments of no tokens.
+void count_activations(const RoutingView& routing, std::size_t segment_length, CountBy by,
+                       std::span<std::uint64_t> counts);
 
 struct Srp {
   double srp = 0;              // the largest F1 over thresholds

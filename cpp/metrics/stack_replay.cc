@@ -124,7 +124,6 @@ std::vector<std::uint64_t> hits_by_capacity(const RoutingView& routing, ReplayPo
   if (segment_length == 0) {
     throw InvalidArgument("segment_length: expected at least 1, found 0");
   }
-  check_routing(routing);
   switch (policy) {
     case ReplayPolicy::sch:
       return replay<SchKeys>(routing, segment_length);

@@ -27,7 +27,7 @@ enum class ReplayPolicy {
 ReplayPolicy parse_replay_policy(std::string_view name);
 
 // hits[c]: how many of the activations a cache of c experts serves, c = 0 ... num_experts.
-// `segment_length` (at least 1) is for sch only. Throws as check_routing.
+// `segment_length` (at least 1) is for sch only.
 std::vector<std::uint64_t> hits_by_capacity(const RoutingView& routing, ReplayPolicy policy,
                                             std::size_t segment_length);
 

@@ -85,6 +85,9 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   if (routed) {
     const Activations logits = pass.workspace.router_logits.slice(0, tokens);
     backend_.linear(pass.stream, {layer.router, nullptr}, normed, logits, {});
+    if (pass.record != nullptr && pass.record->options.with_logits) {
+      record_logits(pass, index, logits);
+    }
     backend_.route(pass.stream, router_, logits, routing);
   }
   if (layer.has_shared_expert()) {
@@ -93,6 +96,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   }
   pass.stream.synchronize();  // the host needs the routing to name the segments
   if (routed && pass.is_decoding && options_.replay) replay_routing(index, routing);
+  if (routed && pass.record != nullptr) record_routing(pass, index, routing);
 
   if (routed && cache_ != nullptr) {
     compute_cached(pass, index, routing);
@@ -183,6 +187,23 @@ void Decoder::replay_routing(std::size_t index, Routing routing) const {
   const std::size_t row = (token * weights_.num_moe_layers() + weights_.moe_index(index));
   std::copy_n(replay.expert_ids.begin() + static_cast<std::ptrdiff_t>(row * router_.top_k),
               router_.top_k, routing.expert_ids);
+}
+
+void Decoder::record_logits(const Pass& pass, std::size_t index, Activations logits) const {
+  pass.stream.synchronize();
+  for (std::size_t t = 0; t < logits.rows; ++t) {
+    pass.record->record_logits(weights_.moe_index(index), pass.first_position + t,
+                               {logits.row(t), logits.cols});
+  }
+}
+
+void Decoder::record_routing(const Pass& pass, std::size_t index, const Routing& routing) const {
+  for (std::size_t t = 0; t < routing.tokens; ++t) {
+    const std::size_t first = t * routing.slots;
+    pass.record->record(weights_.moe_index(index), pass.first_position + t,
+                        {routing.expert_ids + first, router_.top_k},
+                        {routing.expert_weights + first, router_.top_k});
+  }
 }
 
 // Predicts and prefetches the first layer with experts after `index`; after the last one, the first

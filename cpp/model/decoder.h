@@ -14,6 +14,7 @@
 #include "model/routing_replay.h"
 #include "model/workspace.h"
 #include "predict/next_layer_router.h"
+#include "trace/routing_record.h"
 #include "weights/model_config.h"
 #include "weights/model_weights.h"
 #include "weights/rope.h"
@@ -48,6 +49,7 @@ class Decoder {
     std::size_t sequence_length = 0;  // with these tokens and those to come of the same call
     bool is_decoding = false;         // one token, and not the rest of a longer prompt
     const Checkpointer* between_layers = nullptr;
+    RoutingRecord* record = nullptr;  // told of the routing
   };
 
   // Runs all layers and leaves the normalised last hidden states in workspace.normed.
@@ -65,6 +67,8 @@ class Decoder {
   void compute_cached(const Pass& pass, std::size_t index, const Routing& routing);
   void check_replay(const RoutingReplay& replay) const;
   void replay_routing(std::size_t index, Routing routing) const;
+  void record_logits(const Pass& pass, std::size_t index, Activations logits) const;
+  void record_routing(const Pass& pass, std::size_t index, const Routing& routing) const;
   void prefetch_after(const Pass& pass, std::size_t index);
   void prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token);
   RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;

@@ -97,11 +97,14 @@ class Model {
   std::size_t expert_memory_bytes() const {
     return plan_.layout.is_resident ? expert_bytes() : plan_.layout.arena_bytes();
   }
+  const ModelWeights& weights() const { return *plan_.weights; }
   const CacheLayout& cache_layout() const { return plan_.layout; }
   // Null where every expert is resident.
   const ExpertCache* expert_cache() const { return cache_.get(); }
   // What the cache did so far, if that was asked for (ExpertCacheOptions::log_events).
   std::vector<CacheEvent> cache_events() const { return events_.copy(); }
+  // The same since it was last called, which is then kept no longer.
+  std::vector<CacheEvent> take_cache_events() { return events_.take(); }
   // Of the generation that made progress last; none yet: nothing.
   std::optional<GenerationStats> generation_stats() const;
 

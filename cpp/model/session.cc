@@ -14,10 +14,10 @@ Session::Session(std::shared_ptr<Model> model)
 Session::~Session() { model_->return_pass_memory(std::move(memory_)); }
 
 void Session::append(std::span<const std::int32_t> token_ids, std::span<float> logits,
-                     const Checkpointer& between_layers) {
+                     const Checkpointer& between_layers, RoutingRecord* record) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   const bool all_logits = logits.size() == token_ids.size() * vocab;
-  if (!all_logits && logits.size() != vocab) {
+  if (!all_logits && logits.size() != vocab && !logits.empty()) {
     throw InvalidArgument(message("logits: expected room for ", vocab, " or ",
                                   token_ids.size() * vocab, " floats, found ", logits.size()));
   }
@@ -37,15 +37,33 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
                              num_tokens_,
                              sequence_length,
                              token_ids.size() == 1,
-                             between_layers ? &between_layers : nullptr};
+                             between_layers ? &between_layers : nullptr,
+                             record};
     model_->decoder_->run(pass);
+    if (record != nullptr && record->options.with_predictions) record_predictions(pass, *record);
     if (all_logits) {
       model_->decoder_->compute_logits(pass, 0,
                                        {logits.data() + first * vocab, count, vocab, vocab});
-    } else if (first + count == token_ids.size()) {
+    } else if (!logits.empty() && first + count == token_ids.size()) {
       model_->decoder_->compute_logits(pass, count - 1, {logits.data(), 1, vocab, vocab});
     }
     num_tokens_ += count;
+  }
+}
+
+void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& record) {
+  // A few rows at a time: the logits of a whole chunk could be larger than all else.
+  constexpr std::size_t kRows = 64;
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  std::vector<float> logits(std::min(kRows, pass.token_ids.size()) * vocab);
+  for (std::size_t first = 0; first < pass.token_ids.size(); first += kRows) {
+    const std::size_t rows = std::min(kRows, pass.token_ids.size() - first);
+    model_->decoder_->compute_logits(pass, first, {logits.data(), rows, vocab, vocab});
+    for (std::size_t row = 0; row < rows; ++row) {
+      const float* of_token = logits.data() + row * vocab;
+      record.predicted_ids[pass.first_position + first + row - record.first_position] =
+          static_cast<std::int32_t>(std::max_element(of_token, of_token + vocab) - of_token);
+    }
   }
 }
 

@@ -20,10 +20,10 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Appends tokens and computes the logits of the last one, or of all: `logits` has
-  // (1, vocab_size) or (token_ids.size(), vocab_size) floats.
+  // Appends tokens and computes the logits of the last one, of all, or of none: `logits` has
+  // (1, vocab_size), (token_ids.size(), vocab_size) or no floats. `record` is told of the routing.
   void append(std::span<const std::int32_t> token_ids, std::span<float> logits,
-              const Checkpointer& between_layers);
+              const Checkpointer& between_layers, RoutingRecord* record = nullptr);
 
   std::size_t num_tokens() const { return num_tokens_; }
   std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens_); }
@@ -31,6 +31,8 @@ class Session {
   Model& model() { return *model_; }
 
  private:
+  void record_predictions(const Decoder::Pass& pass, RoutingRecord& record);
+
   std::shared_ptr<Model> model_;
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   KvCache kv_cache_;

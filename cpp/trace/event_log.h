@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "trace/cache_event.h"
@@ -17,6 +18,11 @@ class EventLog : public TraceSink {
   std::vector<CacheEvent> copy() const {
     const std::lock_guard lock(mutex_);
     return events_;
+  }
+  // Returns the events since the last call, and keeps them no longer.
+  std::vector<CacheEvent> take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(events_, {});
   }
 
  private:

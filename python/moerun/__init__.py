@@ -14,12 +14,16 @@ from moerun.hub import default_model
 from moerun.model import CacheEvent, Model
 from moerun.packs import pack_folder, remove_pack
 from moerun.tokenizer import Tokenizer
+from moerun.trace import SequenceRouting, Trace, TraceWriter
 
 __all__ = [
     "CacheEvent",
     "Generation",
     "Model",
+    "SequenceRouting",
     "Tokenizer",
+    "Trace",
+    "TraceWriter",
     "__version__",
     "build_info",
     "default_model",

@@ -31,3 +31,7 @@ class FileError(MoerunError, OSError):
 
 class MissingFileError(FileError, FileNotFoundError):
     """A file, a directory or a repository that is needed does not exist."""
+
+
+class MoerunWarning(UserWarning):
+    """Something was left out or done otherwise than asked, and the result says less for it."""

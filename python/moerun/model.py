@@ -21,6 +21,7 @@ from moerun.generation import Generation, StopStrings
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
 from moerun.tokenizer import Tokenizer
+from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
 
 _MAX_SEED = 2**64 - 1
 
@@ -43,8 +44,10 @@ class Model:
         path: the directory of the model.
     """
 
-    def __init__(self, native: _moerun.Model, path: Path) -> None:
+    def __init__(self, native: _moerun.Model, path: Path, logs_events: bool = False) -> None:
         self.path = path
+        self._logs_events = logs_events
+        self._kept_events: list[tuple[int, int, int, str]] = []
         self._native: _moerun.Model | None = native
         self._last_generation: Generation | None = None
 
@@ -120,7 +123,7 @@ class Model:
         if cache_events:
             options["cache_events"] = True
         directory = resolve_model(path)
-        return cls(_moerun.Model(str(directory), **options), directory)
+        return cls(_moerun.Model(str(directory), **options), directory, bool(cache_events))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,6 +139,11 @@ class Model:
     def device(self) -> str:
         """Where the model runs: "cpu" or "cuda"."""
         return self._open().device
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Numbers of the layers with experts."""
+        return _moerun.moe_layers(self._open())
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -234,6 +242,61 @@ class Model:
         )
         return self._last_generation
 
+    def trace(
+        self,
+        token_ids: Iterable[int] | NDArray[Any],
+        *,
+        generate: int = 0,
+        temperature: float = 0.0,
+        seed: int = 0,
+        with_weights: bool = False,
+        with_logits: bool = False,
+        with_predictions: bool = False,
+    ) -> SequenceRouting:
+        """Return which experts the tokens of a sequence use.
+
+        Args:
+            token_ids: ids of T tokens; with `generate`, those of the prompt.
+            generate: 0 computes `token_ids` at once, as a prompt, and records them. N decodes N
+                tokens after them and records those alone; no token ends the text.
+            temperature: of `generate`; 0 always takes the likeliest token.
+            seed: of `generate`; same seed, same tokens.
+            with_weights: also record the experts' weights.
+            with_logits: also record all router logits.
+            with_predictions: also record the likeliest next token after each.
+
+        Returns:
+            The routing; with `cache_events` if the model was loaded with them, which are then no
+            longer in `cache_events()`. Events of the prompt have the number of the first token.
+
+        Raises:
+            InvalidArgumentError: as for `forward`, or `generate` leaves the context.
+        """
+        native = self._open()
+        prompt = self._check_prompt(token_ids, self.context_length)
+        if self._logs_events:
+            self._kept_events += native.take_cache_events()
+            served = native.stats()["cache"]["decode_tokens"] or 0
+        arrays = _moerun.trace(
+            native,
+            prompt,
+            generate=check_int("generate", generate, 0),
+            temperature=check_number("temperature", temperature, 0),
+            seed=check_int("seed", seed, 0, _MAX_SEED),
+            with_weights=bool(with_weights),
+            with_logits=bool(with_logits),
+            with_predictions=bool(with_predictions),
+        )
+        if not self._logs_events:
+            return SequenceRouting(**arrays)
+        events = [
+            (token - served, layer, expert, CACHE_EVENT_KINDS.index(kind))
+            for token, layer, expert, kind in native.take_cache_events()
+        ]
+        return SequenceRouting(
+            **arrays, cache_events=np.array(events, dtype=np.int32).reshape(-1, 4)
+        )
+
     def stats(self) -> dict[str, Any]:
         """Return what was measured, in seconds, bytes, 1e9 bytes a second and tokens a second.
 
@@ -272,7 +335,7 @@ class Model:
         Returns:
             (token, layer, expert, kind) each; `token` is the number of tokens decoded before.
         """
-        return [CacheEvent(*event) for event in self._open().cache_events()]
+        return [CacheEvent(*event) for event in [*self._kept_events, *self._open().cache_events()]]
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used afterwards. Closing twice is fine."""

@@ -1,4 +1,6 @@
-// Metrics of routing as functions of arrays.
+// Metrics of routing as functions of arrays; moerun/metrics makes tables of them.
+#include "metrics/trace_metrics.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -7,74 +9,167 @@
 
 #include "base/error.h"
 #include "bindings.h"
-#include "metrics/srp.h"
-#include "metrics/stack_replay.h"
 
 namespace moerun::python {
 namespace {
 
-using Ids = py::array_t<std::uint16_t, py::array::c_style>;
+using Lengths = py::array_t<std::int32_t, py::array::c_style>;
 
-RoutingView view_of(const Ids& ids, std::size_t num_experts) {
-  if (ids.ndim() != 2) {
-    throw InvalidArgument("expert_ids: expected an array of shape (tokens, slots)");
+// The arrays of a trace, and what C++ sees of them.
+class TraceArrays {
+ public:
+  TraceArrays(const py::array& expert_ids, Lengths lengths, std::size_t num_experts)
+      : ids_(expert_ids), lengths_(std::move(lengths)) {
+    if (ids_.ndim() != 4 || (ids_.flags() & py::array::c_style) == 0 || ids_.size() == 0) {
+      throw InvalidArgument(
+          "expert_ids: expected a contiguous array of shape (sequences, layers, tokens, top_k) "
+          "that is not empty");
+    }
+    const auto size = static_cast<std::size_t>(ids_.size());
+    if (py::isinstance<py::array_t<std::uint8_t>>(ids_)) {
+      view_.expert_ids = std::span(static_cast<const std::uint8_t*>(ids_.data()), size);
+    } else if (py::isinstance<py::array_t<std::uint16_t>>(ids_)) {
+      view_.expert_ids = std::span(static_cast<const std::uint16_t*>(ids_.data()), size);
+    } else {
+      throw InvalidArgument("expert_ids: expected uint8 or uint16");
+    }
+    view_.lengths = {lengths_.data(), static_cast<std::size_t>(lengths_.size())};
+    view_.num_layers = static_cast<std::size_t>(ids_.shape(1));
+    view_.num_tokens = static_cast<std::size_t>(ids_.shape(2));
+    view_.slots = static_cast<std::size_t>(ids_.shape(3));
+    view_.num_experts = num_experts;
+    check_trace(view_);
   }
-  return {{ids.data(), static_cast<std::size_t>(ids.size())},
-          static_cast<std::size_t>(ids.shape(1)),
-          num_experts};
+
+  const TraceView& view() const { return view_; }
+
+ private:
+  py::array ids_;
+  Lengths lengths_;
+  TraceView view_;
+};
+
+int checked_threads(int threads) {
+  if (threads >= 1) return threads;
+  throw InvalidArgument(message("threads: expected at least 1, found ", threads));
 }
 
-py::array_t<std::uint64_t> activation_counts(const Ids& ids, std::size_t num_experts,
-                                             std::size_t segment_length) {
-  const RoutingView view = view_of(ids, num_experts);
-  ActivationCounts counts(num_experts, segment_length);
+// Runs compute(view, pool) without the GIL and gives its numbers the shape that it should have.
+template <typename Shape, typename Compute>
+auto computed(const TraceArrays& arrays, int threads, const Shape& shape, const Compute& compute) {
+  std::invoke_result_t<Compute, const TraceView&, ThreadPool&> numbers;
   {
     const py::gil_scoped_release release;
-    counts.add(view);
+    ThreadPool pool(checked_threads(threads));
+    numbers = compute(arrays.view(), pool);
   }
-  py::array_t<std::uint64_t> result(
-      {static_cast<py::ssize_t>(num_experts), static_cast<py::ssize_t>(segment_length + 1)});
-  for (std::size_t expert = 0; expert < num_experts; ++expert) {
-    const auto row = counts.of_expert(expert);
-    std::copy(row.begin(), row.end(),
-              result.mutable_data(static_cast<py::ssize_t>(expert), py::ssize_t{0}));
-  }
+  using Number = typename decltype(numbers)::value_type;
+  std::vector<py::ssize_t> axes;
+  for (const std::size_t size : shape) axes.push_back(static_cast<py::ssize_t>(size));
+  py::array_t<Number> result(axes);
+  std::copy(numbers.begin(), numbers.end(), result.mutable_data());
   return result;
 }
 
-py::dict srp(const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>& counts) {
-  if (counts.ndim() != 1 || counts.size() < 2) {
-    throw InvalidArgument("histogram: expected an array of segment_length + 1 numbers");
-  }
-  const Srp found = srp_of({counts.data(), static_cast<std::size_t>(counts.size())});
-  py::dict result;
-  result["srp"] = found.srp;
-  result["threshold"] = found.threshold;
-  result["cache_ratio"] = found.cache_ratio;
-  result["activation_rate"] = found.activation_rate;
-  return result;
+using Shape = std::vector<std::size_t>;
+
+void register_srp(py::module_& module) {
+  module.def("layer_histograms", [](const TraceArrays& trace, std::size_t m, int threads) {
+    const auto& view = trace.view();
+    return computed(trace, threads, Shape{view.num_sequences(), view.num_layers, m + 1},
+                    [&](const auto& t, auto& pool) { return layer_histograms(t, m, pool); });
+  });
+  module.def("expert_histograms", [](const TraceArrays& trace, std::size_t m, int threads) {
+    const auto& view = trace.view();
+    return computed(trace, threads, Shape{view.num_layers, view.num_experts, m + 1},
+                    [&](const auto& t, auto& pool) { return expert_histograms(t, m, pool); });
+  });
+  module.def("expert_histograms_by_sequence",
+             [](const TraceArrays& trace, std::size_t layer, std::size_t m, int threads) {
+               const auto& view = trace.view();
+               if (layer >= view.num_layers) throw InvalidArgument("layer: there is none such");
+               return computed(trace, threads, Shape{view.num_sequences(), view.num_experts, m + 1},
+                               [&](const auto& t, auto& pool) {
+                                 return expert_histograms_by_sequence(t, layer, m, pool);
+                               });
+             });
+  // (groups, segment_length + 1) window counts to four arrays (groups).
+  module.def("srp", [](const py::array_t<std::uint64_t, py::array::c_style>& histograms) {
+    if (histograms.ndim() != 2 || histograms.shape(1) < 2) {
+      throw InvalidArgument("histograms: expected the shape (groups, segment_length + 1)");
+    }
+    const auto groups = histograms.shape(0);
+    const auto row = static_cast<std::size_t>(histograms.shape(1));
+    py::array_t<double> srp(groups);
+    py::array_t<std::int64_t> threshold(groups);
+    py::array_t<double> ratio(groups);
+    py::array_t<double> rate(groups);
+    for (py::ssize_t i = 0; i < groups; ++i) {
+      const Srp found = srp_of({histograms.data(i, 0), row});
+      srp.mutable_at(i) = found.srp;
+      threshold.mutable_at(i) = static_cast<std::int64_t>(found.threshold);
+      ratio.mutable_at(i) = found.cache_ratio;
+      rate.mutable_at(i) = found.activation_rate;
+    }
+    return py::make_tuple(srp, threshold, ratio, rate);
+  });
 }
 
-py::array_t<std::uint64_t> hits(const Ids& ids, std::size_t num_experts, const std::string& policy,
-                                std::size_t segment_length) {
-  const RoutingView view = view_of(ids, num_experts);
-  const ReplayPolicy parsed = parse_replay_policy(policy);
-  std::vector<std::uint64_t> found;
-  {
-    const py::gil_scoped_release release;
-    found = hits_by_capacity(view, parsed, segment_length);
-  }
-  return py::array_t<std::uint64_t>(static_cast<py::ssize_t>(found.size()), found.data());
+void register_replay(py::module_& module) {
+  module.def("replay_hits", [](const TraceArrays& trace, const std::string& policy, std::size_t m,
+                               bool one_pool, int threads) {
+    const auto& view = trace.view();
+    const ReplayPolicy parsed = parse_replay_policy(policy);
+    const std::size_t caches = one_pool ? 1 : view.num_layers;
+    const std::size_t experts = view.num_experts * (one_pool ? view.num_layers : 1);
+    return computed(
+        trace, threads, Shape{view.num_sequences(), caches, experts + 1},
+        [&](const auto& t, auto& pool) { return replay_hits(t, parsed, m, one_pool, pool); });
+  });
+}
+
+void register_balance_and_prediction(py::module_& module) {
+  module.def("num_activations", [](const TraceArrays& trace, int threads) {
+    const auto& view = trace.view();
+    return computed(trace, threads, Shape{view.num_sequences(), view.num_layers, view.num_experts},
+                    [](const auto& t, auto& pool) { return num_activations(t, pool); });
+  });
+  module.def("window_deviations", [](const TraceArrays& trace, std::size_t m, int threads) {
+    return computed(trace, threads, Shape{trace.view().num_sequences(), trace.view().num_layers},
+                    [&](const auto& t, auto& pool) { return window_deviations(t, m, pool); });
+  });
+  module.def("previous_token_hits", [](const TraceArrays& trace, int threads) {
+    return computed(trace, threads, Shape{trace.view().num_sequences(), trace.view().num_layers},
+                    [](const auto& t, auto& pool) { return previous_token_hits(t, pool); });
+  });
+  module.def("layer_pairs", [](const TraceArrays& trace, int threads) {
+    const auto& view = trace.view();
+    return computed(trace, threads, Shape{view.num_layers - 1, view.num_experts, view.num_experts},
+                    [](const auto& t, auto& pool) { return layer_pairs(t, pool); });
+  });
+  module.def("previous_layer_hits", [](const TraceArrays& trace,
+                                       const py::array_t<float, py::array::c_style>& weights,
+                                       int threads) {
+    const std::span<const float> table(weights.data(), static_cast<std::size_t>(weights.size()));
+    return computed(trace, threads,
+                    Shape{trace.view().num_sequences(), trace.view().num_layers - 1},
+                    [&](const auto& t, auto& pool) { return previous_layer_hits(t, table, pool); });
+  });
 }
 
 }  // namespace
 
 void register_metrics(py::module_& module) {
-  module.def("activation_counts", &activation_counts, py::arg("expert_ids"), py::arg("num_experts"),
-             py::arg("segment_length"));
-  module.def("srp", &srp, py::arg("histogram"));
-  module.def("hits_by_capacity", &hits, py::arg("expert_ids"), py::arg("num_experts"),
-             py::arg("policy"), py::arg("segment_length") = 16);
+  py::class_<TraceArrays>(module, "TraceArrays")
+      .def(py::init<const py::array&, Lengths, std::size_t>(), py::arg("expert_ids"),
+           py::arg("lengths"), py::arg("num_experts"));
+  module.def("check_expert_ids",
+             [](const py::array& expert_ids, const Lengths& lengths, std::size_t num_experts) {
+               const TraceArrays checked(expert_ids, lengths, num_experts);
+             });
+  register_srp(module);
+  register_replay(module);
+  register_balance_and_prediction(module);
 }
 
 }  // namespace moerun::python

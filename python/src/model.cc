@@ -97,9 +97,9 @@ py::object dry_run(const std::string& path, const py::kwargs& kwargs) {
   return from_json(json);
 }
 
-py::list cache_events(const PythonModel& self) {
+py::list as_list(const std::vector<CacheEvent>& events) {
   py::list list;
-  for (const CacheEvent& event : self.get()->cache_events()) {
+  for (const CacheEvent& event : events) {
     list.append(py::make_tuple(event.token, event.layer, event.expert, name_of(event.kind)));
   }
   return list;
@@ -151,7 +151,10 @@ void register_model(py::module_& module) {
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("seed"), py::arg("stop_token_ids"))
       .def("stats", [](const PythonModel& self) { return from_json(stats_json(*self.get())); })
-      .def("cache_events", &cache_events)
+      .def("cache_events",
+           [](const PythonModel& self) { return as_list(self.get()->cache_events()); })
+      .def("take_cache_events",
+           [](const PythonModel& self) { return as_list(self.get()->take_cache_events()); })
       .def("close", &PythonModel::close, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly(
           "config",

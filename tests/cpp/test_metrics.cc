@@ -7,8 +7,12 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "metrics/layer_prediction.h"
 #include "metrics/srp.h"
 #include "metrics/stack_replay.h"
+#include "metrics/trace_metrics.h"
+#include "metrics/trace_view.h"
+#include "metrics/window_balance.h"
 
 namespace moerun::test {
 namespace {
@@ -117,8 +121,10 @@ TEST("window counts and SRP are what a loop over windows gives") {
     const Routing routing = random_routing(random);
     const RoutingView view = routing.view();
     const std::size_t m = 1 + random() % 12;
-    ActivationCounts counts(routing.experts, m);
-    counts.add(view);
+    std::vector<std::uint64_t> counts(routing.experts * (m + 1), 0);
+    std::vector<std::uint64_t> of_layer(m + 1, 0);
+    count_activations(view, m, CountBy::expert, counts);
+    count_activations(view, m, CountBy::layer, of_layer);
     std::vector<std::uint64_t> group(m + 1, 0);
     std::vector<std::size_t> all;
     for (std::size_t e = 0; e < routing.experts; ++e) {
@@ -130,9 +136,10 @@ TEST("window counts and SRP are what a loop over windows gives") {
         ++group[f];
         all.push_back(f);
       }
-      const auto found = counts.of_expert(e);
+      const auto found = std::span(counts).subspan(e * (m + 1), m + 1);
       CHECK(std::equal(found.begin(), found.end(), expected.begin(), expected.end()));
     }
+    CHECK(of_layer == group);
     Srp expected;
     double active = 0;
     for (const std::size_t f : all) active += static_cast<double>(f);
@@ -154,29 +161,136 @@ TEST("window counts and SRP are what a loop over windows gives") {
   }
 }
 
-TEST("counts of two sequences are the sum of their counts") {
-  std::mt19937 random(7);
-  const Routing one = random_routing(random);
-  ActivationCounts both(one.experts, 4);
-  both.add(one.view());
-  both.add(one.view());
-  ActivationCounts single(one.experts, 4);
-  single.add(one.view());
-  ActivationCounts sum = single;
-  sum.add(single);
-  for (std::size_t e = 0; e < one.experts; ++e) {
-    CHECK(std::equal(both.of_expert(e).begin(), both.of_expert(e).end(), sum.of_expert(e).begin()));
+TEST("deviations, previous tokens and layers are what plain loops give") {
+  std::mt19937 random(8);
+  for (int round = 0; round < 100; ++round) {
+    const Routing routing = random_routing(random);
+    const RoutingView view = routing.view();
+    const std::size_t m = 1 + random() % 12;
+    double sum = 0;
+    for (std::size_t first = 0; first + m <= view.num_tokens(); ++first) {
+      double mean = 0;
+      double square = 0;
+      for (std::size_t e = 0; e < routing.experts; ++e) {
+        double rate = 0;
+        for (std::size_t t = first; t < first + m; ++t) rate += uses(view, t, e);
+        rate /= static_cast<double>(m);
+        mean += rate / static_cast<double>(routing.experts);
+        square += rate * rate / static_cast<double>(routing.experts);
+      }
+      sum += std::sqrt(std::max(0.0, square - mean * mean));
+    }
+    CHECK(std::abs(sum_of_deviations(view, m) - sum) < 1e-6);
+
+    std::uint64_t repeated = 0;
+    for (std::size_t t = 1; t < view.num_tokens(); ++t) {
+      for (const std::size_t e : view.token(t)) repeated += uses(view, t - 1, e);
+    }
+    CHECK_EQ(hits_of_previous_token(view), repeated);
   }
 }
 
-TEST("routing that cannot be is refused with token and slot") {
-  const std::vector<std::uint16_t> high = {0, 1, 2, 9};
-  CHECK_THROWS(InvalidArgument, hits_by_capacity({high, 2, 4}, ReplayPolicy::lru, 1), "token 1",
-               "slot 1", "9");
-  const std::vector<std::uint16_t> twice = {0, 1, 3, 3};
-  CHECK_THROWS(InvalidArgument, ActivationCounts(4, 1).add({twice, 2, 4}), "token 1", "twice");
-  CHECK_THROWS(InvalidArgument, hits_by_capacity({twice, 2, 4}, ReplayPolicy::sch, 0), "segment");
-  CHECK_THROWS(InvalidArgument, ActivationCounts(0, 1), "at least 1");
+TEST("a layer that follows from the one before is predicted from it, an other is not") {
+  const std::vector<std::uint16_t> first = {0, 1, 1, 2, 2, 3, 3, 0};
+  std::vector<std::uint16_t> second;
+  for (const std::uint16_t id : first) second.push_back(static_cast<std::uint16_t>((id + 2) % 4));
+  const RoutingView a{first, 2, 4};
+  const RoutingView b{second, 2, 4};
+  std::vector<std::uint64_t> pairs(16, 0);
+  count_pairs(a, b, pairs);
+  CHECK_EQ(pairs[0 * 4 + 2], std::uint64_t{2});
+  CHECK_EQ(pairs[0 * 4 + 0], std::uint64_t{0});
+  const std::vector<float> weights(pairs.begin(), pairs.end());
+  CHECK_EQ(hits_of_previous_layer(a, b, weights), std::uint64_t{8});
+  // No score at all: the lower ids are named.
+  CHECK_EQ(hits_of_previous_layer(a, b, std::vector<float>(16, 0)), std::uint64_t{4});
+  CHECK_THROWS(InvalidArgument, count_pairs(a, {second, 4, 4}, pairs), "different sizes");
+}
+
+namespace {
+
+struct Trace {
+  std::vector<std::uint8_t> ids;
+  std::vector<std::int32_t> lengths;
+  TraceView view() const { return {std::span(ids), lengths, 2, 3, 2, 4}; }
+};
+
+// Two sequences, two layers, up to three tokens, two of four experts.
+Trace small_trace() {
+  return {{0, 1, 1, 2, 2, 3, /**/ 3, 2, 2, 1, 1, 0, /**/ 0, 1, 0, 2, 9, 9, /**/ 1, 2, 1, 3, 9, 9},
+          {3, 2}};
+}
+
+}  // namespace
+
+TEST("a trace gives its sequences layer by layer and as one pool, without their padding") {
+  const Trace trace = small_trace();
+  check_trace(trace.view());
+  std::vector<std::uint16_t> memory;
+  const RoutingView layer = trace.view().of_layer(1, 1, memory);
+  CHECK_EQ(layer.num_tokens(), std::size_t{2});
+  CHECK((memory == std::vector<std::uint16_t>{1, 2, 1, 3}));
+  const RoutingView pool = trace.view().of_pool(1, memory);
+  CHECK_EQ(pool.slots, std::size_t{4});
+  CHECK_EQ(pool.num_experts, std::size_t{8});
+  CHECK((memory == std::vector<std::uint16_t>{0, 1, 5, 6, 0, 2, 5, 7}));
+}
+
+TEST("metrics of a trace are those of its sequences, on any number of threads") {
+  const Trace trace = small_trace();
+  std::vector<std::uint16_t> memory;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const auto hits = replay_hits(trace.view(), ReplayPolicy::lru, 1, false, pool);
+    const auto pooled = replay_hits(trace.view(), ReplayPolicy::sch, 2, true, pool);
+    const auto layers = layer_histograms(trace.view(), 2, pool);
+    const auto experts = expert_histograms(trace.view(), 2, pool);
+    CHECK_EQ(hits.size(), std::size_t{2 * 2 * 5});
+    CHECK_EQ(pooled.size(), std::size_t{2 * 9});
+    for (std::size_t item = 0; item < 4; ++item) {
+      const auto one =
+          hits_by_capacity(trace.view().of_layer(item / 2, item % 2, memory), ReplayPolicy::lru, 1);
+      CHECK(std::equal(one.begin(), one.end(), hits.begin() + static_cast<long>(item * 5)));
+    }
+    std::uint64_t windows = 0;
+    for (const std::uint64_t count : layers) windows += count;
+    CHECK_EQ(windows, std::uint64_t{(2 + 1) * 2 * 4});
+    std::uint64_t by_expert = 0;
+    for (const std::uint64_t count : experts) by_expert += count;
+    CHECK_EQ(by_expert, windows);
+    const auto apart = expert_histograms_by_sequence(trace.view(), 1, 2, pool);
+    for (std::size_t i = 0; i < 12; ++i) CHECK_EQ(apart[i] + apart[12 + i], experts[12 + i]);
+    CHECK_EQ(num_activations(trace.view(), pool)[0], std::uint64_t{1});
+    CHECK_EQ(previous_token_hits(trace.view(), pool)[3], std::uint64_t{1});
+    CHECK_EQ(layer_pairs(trace.view(), pool).size(), std::size_t{16});
+    CHECK_EQ(window_deviations(trace.view(), 3, pool)[2], 0.0);
+  }
+}
+
+TEST("a trace that cannot be is refused with the place") {
+  Trace trace = small_trace();
+  trace.ids[7] = 4;
+  CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "expert_ids[0, 1, 0, 1]", "0 to 3", "4");
+  trace = small_trace();
+  trace.ids[15] = 0;
+  CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "expert_ids[1, 0, 1, 1]", "twice");
+  trace = small_trace();
+  trace.lengths[1] = 4;
+  CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "lengths[1]", "4");
+  trace.lengths[1] = 3;
+  CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "expert_ids[1, 0, 2, 0]", "9");
+  trace.ids.pop_back();
+  CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "expected 24 ids, found 23");
+}
+
+TEST("metrics refuse segments of no tokens and policies that are not there") {
+  const std::vector<std::uint16_t> ids = {0, 1};
+  std::vector<std::uint64_t> counts(3, 0);
+  CHECK_THROWS(InvalidArgument, hits_by_capacity({ids, 2, 4}, ReplayPolicy::sch, 0), "segment");
+  CHECK_THROWS(InvalidArgument, count_activations({ids, 2, 4}, 0, CountBy::layer, counts),
+               "at least 1");
+  CHECK_THROWS(InvalidArgument, count_activations({ids, 2, 4}, 2, CountBy::expert, counts), "4 x");
+  CHECK_THROWS(InvalidArgument, sum_of_deviations({ids, 2, 4}, 0), "segment");
   CHECK_THROWS(InvalidArgument, parse_replay_policy("mru"), "lru", "mru");
 }
 

@@ -1,0 +1,34 @@
+#include "trace/routing_record.h"
+
+#include <algorithm>
+
+namespace moerun {
+
+void RoutingRecord::allocate() {
+  const std::size_t rows = num_layers * num_tokens;
+  token_ids.resize(num_tokens);
+  expert_ids.resize(rows * top_k);
+  if (options.with_weights) expert_weights.resize(rows * top_k);
+  if (options.with_logits) router_logits.resize(rows * num_experts);
+  if (options.with_predictions) predicted_ids.resize(num_tokens);
+}
+
+void RoutingRecord::record(std::size_t layer_index, std::size_t position,
+                           std::span<const std::int32_t> ids, std::span<const float> weights) {
+  const std::size_t row = layer_index * num_tokens + position - first_position;
+  const auto first = static_cast<std::ptrdiff_t>(row * top_k);
+  std::transform(ids.begin(), ids.end(), expert_ids.begin() + first,
+                 [](std::int32_t id) { return static_cast<std::uint16_t>(id); });
+  if (options.with_weights) {
+    std::copy(weights.begin(), weights.end(), expert_weights.begin() + first);
+  }
+}
+
+void RoutingRecord::record_logits(std::size_t layer_index, std::size_t position,
+                                  std::span<const float> logits) {
+  const std::size_t row = layer_index * num_tokens + position - first_position;
+  std::copy(logits.begin(), logits.end(),
+            router_logits.begin() + static_cast<std::ptrdiff_t>(row * num_experts));
+}
+
+}  // namespace moerun

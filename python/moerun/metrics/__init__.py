@@ -1,0 +1,23 @@
+"""Local routing consistency, cache hit rates and expert specialisation of a trace.
+
+Every function takes a `moerun.Trace`, reads it file by file, and returns a polars frame; see
+docs/metrics.md for the definitions and their sources.
+"""
+
+from moerun.metrics.cache_hits import hit_rate
+from moerun.metrics.expert_load import activation_rates, load_balance
+from moerun.metrics.expert_roles import specialization
+from moerun.metrics.local_consistency import srp
+from moerun.metrics.predictors import predictability
+from moerun.metrics.suitability import Verdict, verdict
+
+__all__ = [
+    "Verdict",
+    "activation_rates",
+    "hit_rate",
+    "load_balance",
+    "predictability",
+    "specialization",
+    "srp",
+    "verdict",
+]

@@ -1,0 +1,10 @@
+"""Traces: which experts every token of many sequences used, in files.
+
+`Trace.open` reads one, `TraceWriter` writes one, `SequenceRouting` is what goes in.
+"""
+
+from moerun.trace.reader import Trace, TraceShard
+from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
+from moerun.trace.writer import TraceWriter
+
+__all__ = ["CACHE_EVENT_KINDS", "SequenceRouting", "Trace", "TraceShard", "TraceWriter"]
