@@ -53,6 +53,12 @@ class Interrupted : public Error {
   using Error::Error;
 };
 
+// A device failed in the middle of its work. What is on it is lost: load the model again.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
 // Concatenates its arguments into one message: message("expected ", n, " bytes").
 template <typename... Args>
 std::string message(const Args&... args) {

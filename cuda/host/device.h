@@ -1,0 +1,51 @@
+// A device that is not there: streams, events, memory and copies on the host, for tests.
+//
+// Work runs when somebody waits for it, on the thread that waits, in any order that streams and
+// events allow. An asynchronous copy reads its source and lands as late as it may, or at a random
+// time. So a wait that is missing gives wrong numbers here every time, not on a card now and then.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "host/grid.h"
+
+namespace moerun::cuda_host {
+
+enum class Order { late_copies, random };
+
+// Of all work that is issued from now on.
+void set_order(Order order, std::uint64_t seed);
+
+void* make_stream();
+void destroy_stream(void* stream);  // runs what is left first
+void* make_event();
+void destroy_event(void* event);
+
+// Memory of the device, filled with signalling NaNs. Freeing it waits for everything, and throws
+// where something wrote outside of it. `what` stands in messages.
+void* allocate(std::size_t bytes, const char* what);
+void free_memory(void* memory);
+std::size_t bytes_allocated();
+// The most that allocate() gives out; OutOfMemory beyond it.
+void set_memory_limit(std::size_t bytes);
+
+void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name);
+void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes);
+void issue_fill(void* stream, void* destination, int byte, std::size_t bytes);
+void record_event(void* stream, void* event);
+void wait_for_event(void* stream, void* event);  // the stream does
+
+// Run work until the stream, event or everything is done, or `is_done` says so. Throw what a kernel
+// threw, which spoils the device for good.
+void synchronize_stream(void* stream);
+void synchronize_event(void* event);
+void synchronize_device();
+void run_until(const std::function<bool()>& is_done);
+bool is_event_done(void* event);  // also lets one piece of work run
+
+// For tests that show that the harness can fail: waits of streams for events are forgotten.
+void set_broken_waits(bool broken);
+
+}  // namespace moerun::cuda_host
