@@ -49,7 +49,7 @@ class ToolCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn every exception into a message and an exit code."""
-        name = ctx.info_name or "moerun"
+        name = ctx.command_path or "moerun"
         try:
             result = super().invoke(ctx)
             write_out("")

@@ -1,0 +1,77 @@
+"""Records with moerun's own runtime."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moerun.errors import MissingFileError
+from moerun.model import Model
+from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
+from moerun.tokenizer import Tokenizer
+from moerun.trace import SequenceRouting
+
+
+class NativeEngine:
+    """A loaded `moerun.Model`; the experts that it uses do not depend on budget or threads.
+
+    Args:
+        model: the model; with `cache_events`, they are recorded too while it decodes.
+        model_name: what the traces call it.
+    """
+
+    name = "native"
+
+    def __init__(self, model: Model, model_name: str) -> None:
+        self.model_name = model_name
+        self._model = model
+        config = model.config
+        self.vocab_size: int = config["vocab_size"]
+        eos_ids: list[int] = list(config["eos_token_ids"])
+        self.end_of_text = eos_ids[0] if eos_ids else None
+        num_experts = int(config["num_experts"])
+        layers = tuple(model.moe_layers)
+        total_bytes = int(model.stats()["cache"]["total_expert_bytes"])
+        self.stacks = [
+            Stack(
+                name=None,
+                num_experts=num_experts,
+                top_k=int(config["top_k"]),
+                moe_layers=layers,
+                expert_bytes=total_bytes // (num_experts * len(layers)),
+            )
+        ]
+        self.settings: dict[str, Any] = {"device": model.device}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text` without special tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def trace(
+        self, token_ids: NDArray[np.int32], options: TraceOptions, seed: int
+    ) -> list[SequenceRouting]:
+        """Return the routing of one sequence, as the only element of a list."""
+        routing = self._model.trace(
+            token_ids,
+            generate=options.generate,
+            temperature=options.temperature,
+            seed=seed,
+            with_weights=options.with_weights,
+            with_logits=options.with_logits,
+            with_predictions=options.with_predictions,
+        )
+        return [routing]
+
+    def notes(self) -> list[str]:
+        """Return nothing: what this engine records is what the model used."""
+        return []
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        try:
+            return self._model.tokenizer
+        except MissingFileError as error:
+            raise MissingFileError(no_tokenizer(error)) from None

@@ -1,0 +1,245 @@
+"""Turns the router dumps of the study's scripts (arXiv 2505.16056) into traces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from moerun import _moerun
+from moerun.arguments import check_int
+from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.recording.interrupts import interrupts_delayed
+from moerun.trace import SequenceRouting, TraceWriter
+
+_NAME = re.compile(r"(.+)_(\d{2,4})\.safetensors")
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The router logits of one layer for one dataset, on disk.
+
+    Attributes:
+        file: the file of the layer.
+        name: the tensor, which is the dataset.
+        dtype: as safetensors names it.
+        shape: (sequences, tokens, experts).
+        offset: first byte in the file.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, int, int]
+    offset: int
+
+    def sequence(self, index: int) -> NDArray[np.float32]:
+        """Return the logits of a sequence, (T, E).
+
+        Raises:
+            FormatError: one is not a number.
+        """
+        _, tokens, experts = self.shape
+        size = tokens * experts * np.dtype(_DTYPES[self.dtype]).itemsize
+        try:
+            with self.file.open("rb") as opened:
+                opened.seek(self.offset + index * size)
+                data = opened.read(size)
+        except OSError as error:
+            raise FileError(f"{self.file} cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise FormatError(f"{self.file} became shorter while it was read")
+        raw = np.frombuffer(data, _DTYPES[self.dtype]).reshape(tokens, experts)
+        if self.dtype == "BF16":
+            logits = (raw.astype(np.uint32) << 16).view(np.float32)
+        else:
+            logits = raw.astype(np.float32)
+        wrong = np.argwhere(np.isnan(logits))
+        if len(wrong) != 0:
+            token, expert = wrong[0]
+            raise FormatError(
+                f"{self.file}: tensor {self.name!r}[{index}, {token}, {expert}]: expected a router "
+                "logit, found nan"
+            )
+        return logits
+
+
+def import_study(
+    paths: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    top_k: int,
+    model: str | None = None,
+    with_logits: bool = False,
+    shard_bytes: int = 256 * 2**20,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write a trace of the dumps `{model}_{layer:02d}.safetensors`.
+
+    A tensor of such a file holds the router logits of one dataset, `[sequences, tokens, experts]`;
+    its name becomes the domain. The `top_k` largest logits of a token are its experts, of equal
+    ones those with the lower ids: right for models whose routers take the largest logits.
+
+    Args:
+        paths: the files, or directories that hold them.
+        output: the trace, *.safetensors.
+        top_k: experts that a token uses.
+        model: which model, where there are files of several.
+        with_logits: keep the logits in the trace.
+        shard_bytes: a file is written when this much is there for it.
+        overwrite: remove what is there.
+        progress: called with the sequences done and those in all.
+
+    Returns:
+        The files of the trace.
+
+    Raises:
+        MissingFileError: there are no such files.
+        FileError: a file cannot be read or written.
+        FormatError: a file is damaged, or the layers do not fit together.
+        InvalidArgumentError: `top_k` is out of range, or the files are of several models.
+    """
+    check_int("top_k", top_k, 1)
+    name, files = _find(paths, model)
+    layers = [_open(file) for file in files.values()]
+    _check_alike(layers)
+    dumps = list(layers[0].values())
+    num_experts = dumps[0].shape[2]
+    if top_k > num_experts:
+        raise InvalidArgumentError(
+            f"top_k must be at most the number of experts, {num_experts}, not {top_k}"
+        )
+    writer = TraceWriter(
+        output,
+        model=name,
+        num_experts=num_experts,
+        top_k=top_k,
+        moe_layers=list(files),
+        metadata={
+            "engine": "import",
+            "phase": "prefill",
+            "created_by": f"moerun {_moerun.__version__}",
+            "recording": json.dumps({"files": _fingerprint(files.values())}),
+        },
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+    )
+    total = sum(dump.shape[0] for dump in dumps)
+    done = 0
+    with writer:
+        for dump in dumps:
+            for index in range(dump.shape[0]):
+                logits = np.stack([layer[dump.name].sequence(index) for layer in layers])
+                # A stable sort of the negated logits: ties go to the lower id.
+                ids = np.argsort(-logits, axis=-1, kind="stable")[..., :top_k]
+                routing = SequenceRouting(
+                    ids.astype(np.uint16), router_logits=logits if with_logits else None
+                )
+                with interrupts_delayed():
+                    writer.append(routing, dump.name)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    return writer.close()
+
+
+def _find(
+    paths: Iterable[str | os.PathLike[str]], model: str | None
+) -> tuple[str, dict[int, Path]]:
+    """Return the name of the model and its files, by layer."""
+    models: dict[str, dict[int, Path]] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(path.iterdir())
+        elif path.exists():
+            files = [path]
+            if not _NAME.fullmatch(path.name):
+                raise InvalidArgumentError(
+                    f"{path}: expected a name such as model_00.safetensors, with the layer's number"
+                )
+        else:
+            raise MissingFileError(f"there is no file or directory {path}")
+        for file in files:
+            match = _NAME.fullmatch(file.name)
+            if match is not None:
+                other = models.setdefault(match[1], {}).setdefault(int(match[2]), file)
+                if other != file:
+                    raise InvalidArgumentError(f"{other} and {file} are the same layer")
+    if model is not None and model not in models:
+        raise MissingFileError(
+            f"there are no files {model}_00.safetensors and so on, "
+            + (f"only of {', '.join(sorted(models)[:8])}" if models else "nor of another model")
+        )
+    if not models:
+        raise MissingFileError("there are no router dumps: expected MODEL_00.safetensors and so on")
+    if model is None and len(models) > 1:
+        raise InvalidArgumentError(
+            f"found dumps of several models, choose one with --model: {', '.join(sorted(models))}"
+        )
+    name = model or next(iter(models))
+    return name, dict(sorted(models[name].items()))
+
+
+def _open(file: Path) -> dict[str, Dump]:
+    """Return the tensors of a layer's file by name, in the order in which they are stored."""
+    try:
+        with safetensors.safe_open(str(file), "np"):
+            pass  # checks the header against the file
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header: dict[str, Any] = json.loads(opened.read(size))
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise FormatError(f"{file} is not a safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    dumps = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        shape = tuple(entry["shape"])
+        if len(shape) != 3 or 0 in shape or entry["dtype"] not in _DTYPES:
+            raise FormatError(
+                f"{file}: tensor {name!r}: expected router logits of shape [sequences, tokens, "
+                f"experts], found {entry['dtype']} of shape {list(shape)}"
+            )
+        offset = 8 + size + entry["data_offsets"][0]
+        dumps[name] = Dump(file, name, entry["dtype"], shape, offset)
+    if not dumps:
+        raise FormatError(f"{file} holds no tensors")
+    return dumps
+
+
+def _check_alike(layers: Sequence[dict[str, Dump]]) -> None:
+    first = layers[0]
+    num_experts = next(iter(first.values())).shape[2]
+    for layer in layers:
+        file = next(iter(layer.values())).file
+        if layer.keys() != first.keys():
+            other = next(iter(first.values())).file
+            names = sorted(layer.keys() ^ first.keys())
+            raise FormatError(f"{file} and {other} differ: only one of them has {names[0]!r}")
+        for name, dump in layer.items():
+            expected = (*first[name].shape[:2], num_experts)
+            if dump.shape != expected:
+                raise FormatError(
+                    f"{file}: tensor {name!r}: expected the shape {list(expected)} of the other "
+                    f"layers and datasets, found {list(dump.shape)}"
+                )
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
