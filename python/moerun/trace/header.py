@@ -196,10 +196,10 @@ def _number(metadata: Mapping[str, str], key: str, least: int, most: int, file: 
 
 
 def _is_plain(item: Any, kind: type) -> bool:
-    if type(item) is not kind:
-        return False
     # JSON can hold half a character, which no file and no terminal can.
-    return kind is not str or not any("\ud800" <= char <= "\udfff" for char in item)
+    if type(item) is str and any("\ud800" <= char <= "\udfff" for char in item):
+        return False
+    return type(item) is kind
 
 
 def _json_list(metadata: Mapping[str, str], key: str, kind: type, file: Path) -> list[Any]:
