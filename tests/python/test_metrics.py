@@ -138,6 +138,7 @@ def test_rows_of_a_domain_are_those_of_its_sequences_alone(two_domains, folder):
         (metrics.hit_rate, {"policy": "sch"}),
         (metrics.load_balance, {"segment_lengths": (4,)}),
         (metrics.activation_rates, {}),
+        (metrics.predictability, {}),
     ):
         expected = function(alone, **kind).drop("domain")
         both = function(two_domains, by_domain=True, **kind)

@@ -91,7 +91,9 @@ def _load_balance(trace: Trace, settings: Settings) -> pl.DataFrame:
 
 
 def _predictability(trace: Trace, settings: Settings) -> pl.DataFrame:
-    return metrics.predictability(trace, threads=settings.threads)
+    return metrics.predictability(
+        trace, by_domain=len(trace.domain_names) > 1, threads=settings.threads
+    )
 
 
 _STAGES = [

@@ -185,12 +185,14 @@ class TraceMetrics:
     def predictability(self, predictor: str) -> pl.DataFrame:
         """Return the recall of a predictor by layer, layers without one left out."""
         wanted = (pl.col("level") == "layer") & (pl.col("predictor") == predictor)
-        frame = self.tables["predictability"].filter(wanted & pl.col("recall").is_not_null())
+        wanted &= pl.col("domain").is_null() & pl.col("recall").is_not_null()
+        frame = self.tables["predictability"].filter(wanted)
         return frame.sort("layer")
 
     def recall(self, predictor: str) -> float | None:
         """Return the recall of a predictor over all layers."""
         wanted = (pl.col("level") == "model") & (pl.col("predictor") == predictor)
+        wanted &= pl.col("domain").is_null()
         return _only(self.tables["predictability"].filter(wanted)["recall"])
 
     def specialization(self, score: str) -> pl.DataFrame:
