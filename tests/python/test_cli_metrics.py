@@ -156,10 +156,13 @@ def test_the_tables_hold_what_the_library_computes(results, trace):
     }
     pool = rates.filter((pl.col("level") == "model") & (pl.col("policy") == "belady"))
     assert pool.drop("trace").equals(metrics.hit_rate(opened, "belady", level="model"))
-    for name in ("specialization", "load_balance", "predictability"):
+    for name, options in {
+        "specialization": {},
+        "load_balance": {"segment_lengths": (4, 16), "by_domain": True},
+        "predictability": {"by_domain": True},
+    }.items():
         table = pl.read_parquet(folder / f"{name}.parquet").drop("trace")
-        lengths = {"segment_lengths": (4, 16)} if name == "load_balance" else {}
-        assert table.equals(getattr(metrics, name)(opened, **lengths))
+        assert table.equals(getattr(metrics, name)(opened, **options))
 
 
 def test_the_summary_holds_the_verdict_the_settings_and_what_was_left_out(results, trace):

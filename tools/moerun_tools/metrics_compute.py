@@ -87,7 +87,12 @@ def _specialization(trace: Trace, _: Settings) -> pl.DataFrame:
 
 
 def _load_balance(trace: Trace, settings: Settings) -> pl.DataFrame:
-    return metrics.load_balance(trace, settings.segment_lengths, threads=settings.threads)
+    return metrics.load_balance(
+        trace,
+        settings.segment_lengths,
+        by_domain=len(trace.domain_names) > 1,
+        threads=settings.threads,
+    )
 
 
 def _predictability(trace: Trace, settings: Settings) -> pl.DataFrame:
