@@ -6,6 +6,9 @@
 >>> text = model.tokenizer.decode(list(model.generate(prompt, max_new_tokens=16)))
 """
 
+import importlib
+from types import ModuleType
+
 from moerun import errors
 from moerun._moerun import __version__, build_info
 from moerun.cache_options import dry_run
@@ -32,3 +35,12 @@ __all__ = [
     "pack_folder",
     "remove_pack",
 ]
+
+# Imported when first asked for: polars and what it needs take longer than all of the above.
+_LAZY_MODULES = ("metrics", "recording")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"moerun.{name}")
+    raise AttributeError(f"module 'moerun' has no attribute {name!r}")

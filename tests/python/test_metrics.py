@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import brute_force
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traces import random_routing, random_sequence, random_trace, write_trace
 
+import moerun
 from moerun import SequenceRouting, Trace, metrics
 from moerun.errors import InvalidArgumentError, MoerunWarning
 from moerun.metrics import groups
@@ -135,6 +138,7 @@ def test_rows_of_a_domain_are_those_of_its_sequences_alone(two_domains, folder):
         (metrics.hit_rate, {"policy": "sch"}),
         (metrics.load_balance, {"segment_lengths": (4,)}),
         (metrics.activation_rates, {}),
+        (metrics.predictability, {}),
     ):
         expected = function(alone, **kind).drop("domain")
         both = function(two_domains, by_domain=True, **kind)
@@ -350,3 +354,10 @@ def test_bad_arguments_are_named(tmp_path, call, text):
     trace = Trace.open(random_trace(tmp_path / "t.safetensors"))
     with pytest.raises(InvalidArgumentError, match=text):
         call(trace)
+
+
+def test_metrics_are_there_without_a_further_import():
+    code = "import moerun, sys; assert 'polars' not in sys.modules; moerun.metrics.srp"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(AttributeError, match="no attribute 'metric'"):
+        moerun.metric  # noqa: B018

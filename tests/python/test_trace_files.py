@@ -296,6 +296,7 @@ WRONG_METADATA = [
     ({"domains": '["a"]'}, r"expected the shape \[1, 2, 20, 2\]"),
     ({"domains": "{}"}, "domains: expected a JSON list of texts"),
     ({"domains": "[1, 2]"}, "domains: expected a JSON list of texts"),
+    ({"domains": '["\\ud800", "b"]'}, "domains: expected a JSON list of texts"),
     ({"domains": "[" * 100000}, "domains: expected a JSON list of texts"),
 ]
 

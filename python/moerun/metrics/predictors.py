@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 from moerun import _moerun
 from moerun.errors import MoerunWarning
 from moerun.metrics.frames import Rows
-from moerun.metrics.groups import num_threads, parts_of
+from moerun.metrics.groups import make_groups, num_threads, parts_of
 from moerun.trace import Trace
 
 
-def predictability(trace: Trace, *, threads: int | None = None) -> pl.DataFrame:
+def predictability(
+    trace: Trace,
+    *,
+    domain: str | None = None,
+    by_domain: bool = False,
+    threads: int | None = None,
+) -> pl.DataFrame:
     """Return the share of a layer's activations that simple predictors name in advance.
 
     Each names as many experts as a token uses, so recall is also precision. "previous_token": the
@@ -26,40 +32,51 @@ def predictability(trace: Trace, *, threads: int | None = None) -> pl.DataFrame:
 
     Args:
         trace: the routing.
+        domain: only sequences of this domain, to learn from too.
+        by_domain: also give rows for each domain.
         threads: number of CPU threads; None for one a core.
 
     Returns:
-        Columns `level` ("layer", or "model": the mean over layers), `layer`, `predictor`,
-        `recall`. The first layer has no layer before it.
+        Columns `level` ("layer", or "model": the mean over layers), `layer`, `domain` (null: all),
+        `predictor`, `recall`. The first layer has no layer before it.
     """
     workers = num_threads(threads)
-    rows = Rows("level", "layer", "predictor", "recall")
+    rows = Rows("level", "layer", "domain", "predictor", "recall")
     layers = np.array(trace.moe_layers)
+    for group in make_groups(trace, domain, by_domain):
 
-    def add(predictor: str, of_layers: NDArray[np.integer], recall: NDArray[np.float64]) -> None:
-        rows.add(level="layer", layer=of_layers, predictor=predictor, recall=recall)
-        rows.add(level="model", layer=None, predictor=predictor, recall=float(recall.mean()))
+        def add(
+            predictor: str,
+            of_layers: NDArray[np.integer],
+            recall: NDArray[np.float64],
+            label: str | None = group.domain,
+        ) -> None:
+            common = {"domain": label, "predictor": predictor}
+            rows.add(level="layer", layer=of_layers, recall=recall, **common)
+            rows.add(level="model", layer=None, recall=float(recall.mean()), **common)
 
-    pairs_of_tokens = int(np.maximum(0, trace.lengths.astype(np.int64) - 1).sum())
-    if pairs_of_tokens:
-        hits = np.zeros(len(layers), np.uint64)
-        for part in parts_of(trace):
-            hits += _moerun.previous_token_hits(part.arrays, workers).sum(axis=0)
-        add("previous_token", layers, hits / (pairs_of_tokens * trace.top_k))
-    if trace.num_sequences < 2:
-        warnings.warn(
-            f"{trace.path.name} has one sequence: nothing to learn previous_layer and most_used "
-            "from",
-            MoerunWarning,
-            stacklevel=2,
-        )
-        return rows.frame()
-    odd = np.arange(trace.num_sequences) % 2 == 1
-    halves = [~odd, odd]
-    used, pairs = _learn(trace, halves, workers)
-    if len(layers) > 1:
-        add("previous_layer", layers[1:], _previous_layer(trace, halves, used, pairs, workers))
-    add("most_used", layers, _most_used(used, trace.top_k))
+        members = group.members
+        num_pairs = int(np.maximum(0, trace.lengths[members].astype(np.int64) - 1).sum())
+        if num_pairs:
+            hits = np.zeros(len(layers), np.uint64)
+            for part in parts_of(trace):
+                found = _moerun.previous_token_hits(part.arrays, workers)
+                hits += found[members[part.rows]].sum(axis=0)
+            add("previous_token", layers, hits / (num_pairs * trace.top_k))
+        if members.sum() < 2:
+            where = trace.path.name + (f", domain {group.domain}," if group.domain else "")
+            warnings.warn(
+                f"{where} has one sequence: nothing to learn previous_layer and most_used from",
+                MoerunWarning,
+                stacklevel=2,
+            )
+            continue
+        is_odd = np.cumsum(members) % 2 == 0
+        halves = [members & ~is_odd, members & is_odd]
+        used, pairs = _learn(trace, halves, workers)
+        if len(layers) > 1:
+            add("previous_layer", layers[1:], _previous_layer(trace, halves, used, pairs, workers))
+        add("most_used", layers, _most_used(used, trace.top_k))
     return rows.frame()
 
 
@@ -94,7 +111,9 @@ def _previous_layer(
             arrays = part.only(members, trace.num_experts)
             if arrays is not None:
                 hits += _moerun.previous_layer_hits(arrays, weights[1 - half], threads).sum(axis=0)
-    return hits / (trace.num_tokens * trace.top_k)
+    tokens = trace.lengths[halves[0] | halves[1]].sum(dtype=np.int64)
+    result: NDArray[np.float64] = hits / (tokens * trace.top_k)
+    return result
 
 
 def _most_used(used: NDArray[np.uint64], top_k: int) -> NDArray[np.float64]:

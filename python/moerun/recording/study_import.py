@@ -159,7 +159,8 @@ def _find(
 ) -> tuple[str, dict[int, Path]]:
     """Return the name of the model and its files, by layer."""
     models: dict[str, dict[int, Path]] = {}
-    for path in map(Path, paths):
+    folders = [Path(path) for path in paths]
+    for path in folders:
         if path.is_dir():
             files = sorted(path.iterdir())
         elif path.exists():
@@ -182,7 +183,10 @@ def _find(
             + (f"only of {', '.join(sorted(models)[:8])}" if models else "nor of another model")
         )
     if not models:
-        raise MissingFileError("there are no router dumps: expected MODEL_00.safetensors and so on")
+        where = ", ".join(str(path) for path in folders[:3])
+        raise MissingFileError(
+            f"there are no router dumps in {where}: expected MODEL_00.safetensors and so on"
+        )
     if model is None and len(models) > 1:
         raise InvalidArgumentError(
             f"found dumps of several models, choose one with --model: {', '.join(sorted(models))}"

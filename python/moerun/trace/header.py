@@ -195,13 +195,20 @@ def _number(metadata: Mapping[str, str], key: str, least: int, most: int, file: 
     return int(text)
 
 
+def _is_plain(item: Any, kind: type) -> bool:
+    # JSON can hold half a character, which no file and no terminal can.
+    if type(item) is str and any("\ud800" <= char <= "\udfff" for char in item):
+        return False
+    return type(item) is kind
+
+
 def _json_list(metadata: Mapping[str, str], key: str, kind: type, file: Path) -> list[Any]:
     text = metadata.get(key)
     try:
         value = json.loads(text) if text is not None else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, list) or any(type(item) is not kind for item in value):
+    if not isinstance(value, list) or any(not _is_plain(item, kind) for item in value):
         name = {int: "numbers", str: "texts"}[kind]
         raise FormatError(
             f"{file}: metadata {key}: expected a JSON list of {name}, found {_found(text)}"

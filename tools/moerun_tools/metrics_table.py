@@ -1,0 +1,155 @@
+"""What moe-metrics prints: a compact table of one trace, or a comparison of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moerun_tools.metrics_results import (
+    POLICIES,
+    POLICY_NAMES,
+    PREDICTORS,
+    VOCABULARIES,
+    TraceMetrics,
+    as_binary,
+    clean_text,
+)
+from moerun_tools.units import as_percent
+
+_RATIOS = (1, 2, 3, 4)
+_NAME_WIDTH = 26
+
+
+def trace_table(result: TraceMetrics) -> str:
+    """Return the table of one trace, several blocks of aligned columns."""
+    blocks = [
+        _heading(result),
+        _by_segment_length(result),
+        _by_cache_ratio(result),
+        _single_numbers(result),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def comparison_table(results: Sequence[TraceMetrics]) -> str:
+    """Return one row for each trace, in the order given."""
+    header = ("trace", "model", "E", "k", "SRP(16)", "group", "knee", "ratio", "of experts")
+    costs = ("cache", "SCH %", "LRU %", "Belady %")
+    rows: list[tuple[str, ...]] = [(*header, *costs)]
+    for result in results:
+        verdict, facts = result.verdict, result.facts
+        row = [
+            clean_text(result.label, 30),
+            clean_text(facts.model, 30),
+            str(facts.num_experts),
+            str(facts.top_k),
+        ]
+        if verdict is None:
+            row += ["-"] * (len(header) + len(costs) - len(row))
+        else:
+            row += [
+                _number(verdict.srp),
+                verdict.group,
+                str(verdict.capacity),
+                _number(verdict.cache_ratio, 2),
+                _percent(verdict.cache_fraction, sign=True),
+                as_binary(verdict.cache_bytes),
+                _percent(verdict.sch_hit_rate),
+                _percent(verdict.lru_hit_rate),
+                _percent(verdict.belady_hit_rate),
+            ]
+        rows.append(tuple(row))
+    return _aligned(rows, left=2)
+
+
+def _heading(result: TraceMetrics) -> str:
+    facts = result.facts
+    domains = ", ".join(
+        f"{clean_text(name, 20)} {n}" for name, n in list(facts.domains.items())[:8]
+    )
+    more = len(facts.domains) - 8
+    return "\n".join(
+        [
+            f"{result.label}: {facts.model}, {len(facts.moe_layers)} layers of "
+            f"{facts.num_experts} experts, {facts.top_k} a token",
+            f"{facts.num_sequences} sequences of {facts.lengths} tokens, {facts.num_tokens} tokens "
+            f"in all; by domain: {domains}" + (f" and {more} more domains" if more > 0 else ""),
+        ]
+    )
+
+
+def _by_segment_length(result: TraceMetrics) -> str:
+    frame = result.srp("model")
+    if len(frame) == 0:
+        return ""
+    balance = dict(result.load_balance("model").select("segment_length", "variation").iter_rows())
+    rows = [
+        ("segment length (tokens)", *(str(m) for m in frame["segment_length"])),
+        ("SRP", *(_number(value) for value in frame["srp"])),
+        (
+            "  95% interval",
+            *(
+                f"{low:.3f}-{high:.3f}" if low is not None and high is not None else "-"
+                for low, high in frame.select("ci_low", "ci_high").iter_rows()
+            ),
+        ),
+        ("  cache ratio", *(_number(value, 2) for value in frame["cache_ratio"])),
+        ("load, std / mean", *(_number(balance.get(m), 2) for m in frame["segment_length"])),
+    ]
+    if all(cell == "-" for cell in rows[2][1:]):
+        del rows[2]
+    return _aligned(rows, left=1)
+
+
+def _by_cache_ratio(result: TraceMetrics) -> str:
+    facts = result.facts
+    ratios = [ratio for ratio in _RATIOS if ratio * facts.top_k <= facts.num_experts]
+    rows = [
+        ("cache ratio", *(str(ratio) for ratio in ratios)),
+        ("experts a layer", *(str(ratio * facts.top_k) for ratio in ratios)),
+    ]
+    for policy in POLICIES:
+        rates = [result.hit_rate_at(policy, ratio * facts.top_k) for ratio in ratios]
+        rows.append((f"{POLICY_NAMES[policy]} hit rate (%)", *map(_percent, rates)))
+    return _aligned(rows, left=1)
+
+
+def _single_numbers(result: TraceMetrics) -> str:
+    recalls = [f"{name} {_percent(result.recall(key))}" for key, name in PREDICTORS.items()]
+    chance = f"chance {_percent(result.facts.even_share)}"
+    lines = [f"{'predicted routing (%)':{_NAME_WIDTH}}{', '.join(recalls)}, {chance}"]
+    domain = result.median_specialization("domain_variation")
+    if domain is not None:
+        lines.append(f"{'domain specialisation':{_NAME_WIDTH}}{domain:.2f} (std / mean, median)")
+    scores = [
+        f"{name} {_percent(value)}"
+        for key, name in VOCABULARIES.items()
+        if (value := result.median_specialization(key)) is not None
+    ]
+    if scores:
+        lines.append(f"{'token specialisation (%)':{_NAME_WIDTH}}{', '.join(scores)} (median)")
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Return rows with aligned columns, the first `left` of them to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if left == 1:
+        widths[0] = max(widths[0], _NAME_WIDTH - 2)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, *, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    return as_percent(value, 1) + (" %" if sign else "")
