@@ -12,8 +12,8 @@
 #include <string>
 #include <string_view>
 
-#include "base/host_memory.h"
 #include "base/view.h"
+#include "device/device_buffer.h"
 #include "device/op_params.h"
 
 namespace moerun {
@@ -27,12 +27,26 @@ class Stream {
   virtual std::size_t scratch_bytes() const = 0;
 };
 
+class CopyQueue;
+
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;
   virtual std::unique_ptr<Stream> make_stream() = 0;
+
+  // Throws OutOfMemory saying `what` the memory was for. What operations take lies in such memory.
+  virtual std::unique_ptr<DeviceBuffer> allocate(std::size_t bytes, std::string_view what,
+                                                 MemoryUse use) = 0;
+  // Between memory of the device and of the host, or within either. The host's must live, and what
+  // is copied to it is there, when the stream has been synchronised.
+  virtual void copy(Stream& stream, std::byte* destination, const std::byte* source,
+                    std::size_t bytes) = 0;
+  // Whether the device computes in host memory, so that nothing has to be copied.
+  virtual bool is_host() const = 0;
+  // Null where is_host(): there is nothing to copy. One a backend; it must not outlive it.
+  virtual std::unique_ptr<CopyQueue> make_copy_queue() = 0;
 
   // out[t] = scale * table[token_ids[t]]; ids are in range (the model checks them).
   virtual void embed(Stream& stream, const MatrixView& table,

@@ -1,4 +1,6 @@
 // Stands in for cuda/ in builds without it.
+#include "base/error.h"
+#include "device/cuda_backend.h"
 #include "device/cuda_query.h"
 
 namespace moerun {
@@ -7,6 +9,10 @@ CudaInfo query_cuda() noexcept {
   CudaInfo info;
   info.reason = "this build has no CUDA part (nvcc was not found when it was built)";
   return info;
+}
+
+std::unique_ptr<Backend> make_cuda_backend() {
+  throw InvalidArgument("device: this build has no CUDA part");
 }
 
 }  // namespace moerun

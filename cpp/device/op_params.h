@@ -33,6 +33,7 @@ struct LinearWeights {
 struct LinearOutput {
   float scale = 1;
   bool accumulate = false;
+  bool is_routing = false;  // decides which experts are used: never in less than float32
 };
 
 struct RouterParams {
@@ -106,7 +107,8 @@ struct Segment {
   std::size_t expert = 0;
   std::size_t first_record = 0;
   std::size_t num_records = 0;
-  ConstBytes records;  // (num_records, 3, padded(hidden_size)): gate, up, down
+  ConstBytes records;       // (num_records, 3, padded(hidden_size)): gate, up, down
+  std::uint64_t ready = 0;  // a CopyQueue::Mark: when the records are there
 };
 
 }  // namespace moerun

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "expert/copy_engine.h"
+#include "expert/reader_engine.h"
 
 namespace moerun {
 namespace {
@@ -13,16 +15,16 @@ std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
-                         const ExpertCacheOptions& options, TraceSink* sink)
+ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
+                         const ExpertCacheOptions& options, TraceSink* sink, Backend& backend)
     : layout_(std::move(layout)),
       sink_(sink),
       store_(store),
-      arena_(layout_.arena_bytes(), "the expert cache"),
-      defence_(layout_, options, sink != nullptr),
-      engine_(store, progress_, options.reader_threads) {
-  ring_.emplace(Bytes{arena_.data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
-  std::byte* slots = arena_.data() + layout_.ring_bytes();
+      backend_(backend),
+      arena_(backend.allocate(layout_.arena_bytes(), "the expert cache", MemoryUse::streamed)),
+      defence_(layout_, options, sink != nullptr) {
+  ring_.emplace(Bytes{arena_->data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
+  std::byte* slots = arena_->data() + layout_.ring_bytes();
   for (const LayerLayout& from : layout_.layers) {
     const LayerWeights& layer = weights.layers[from.layer];
     LayerState state;
@@ -44,6 +46,17 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
     }
     layers_.push_back(std::move(state));
   }
+  if (store != nullptr) {
+    engine_ = std::make_unique<ReaderEngine>(*store, progress_, options.reader_threads);
+  } else {
+    copies_ = backend.make_copy_queue();
+    engine_ = std::make_unique<CopyEngine>(weights, *copies_);
+  }
+}
+
+void ExpertCache::begin_pass(Stream& compute) {
+  compute_ = &compute;
+  engine_->begin_pass(compute);
 }
 
 std::size_t ExpertCache::index_of(std::size_t layer) const {
@@ -118,7 +131,7 @@ void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) 
     }
     bool is_there = false;
     try {
-      is_there = wanted != nullptr && engine_.is_complete(*prefetched.transfer);
+      is_there = wanted != nullptr && engine_->is_complete(*prefetched.transfer);
     } catch (const std::exception&) {
       wanted = nullptr;  // read again, as demand; if that fails too, it is reported
     }
@@ -126,7 +139,7 @@ void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) 
       drop_prefetched(prefetched);
       continue;
     }
-    engine_.promote(prefetched.transfer);
+    engine_->promote(prefetched.transfer);
     wanted->transfer = prefetched.transfer;
     wanted->was_prefetched = true;
     ++(is_there ? layer.counters.prefetch_useful : layer.counters.prefetch_late);
@@ -137,9 +150,9 @@ void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) 
 
 void ExpertCache::drop_prefetched(const Prefetched& dropped) {
   LayerState& layer = layers_[dropped.layer_index];
-  engine_.cancel(dropped.transfer);
+  engine_->cancel(dropped.transfer);
   ++layer.counters.prefetch_wasted;
-  const std::uint64_t bytes = engine_.bytes_read(*dropped.transfer);
+  const std::uint64_t bytes = engine_->bytes_read(*dropped.transfer);
   layer.counters.prefetch_bytes += bytes;
   layer.counters.wasted_bytes += bytes;
   note(CacheEventKind::prefetch_wasted, layer, dropped.expert);
@@ -226,7 +239,7 @@ std::shared_ptr<Transfer> ExpertCache::submit(const LayerState& layer, std::size
     previous = index;
     record += count;
   }
-  return engine_.submit(std::move(read), std::move(*blocks), urgency);
+  return engine_->submit(std::move(read), std::move(*blocks), urgency);
 }
 
 bool ExpertCache::start(const LayerState& layer, ExpertLease::Item& item) {
@@ -270,8 +283,8 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
       if (run.first_record >= layer.top_records) break;
       const std::size_t count =
           std::min(run.num_records, layer.top_records - run.first_record) * layer.record_bytes;
-      std::copy(run.data, run.data + count,
-                slot(layer, *item.new_slot) + run.first_record * layer.record_bytes);
+      std::byte* target = slot(layer, *item.new_slot) + run.first_record * layer.record_bytes;
+      backend_.copy(*compute_, target, run.data, count);
     }
   }
   item.is_finished = true;
@@ -279,19 +292,19 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
   if (mode == AccessMode::decode || item.was_prefetched) {
     const std::lock_guard lock(stats_mutex_);
     (item.was_prefetched ? layer.counters.prefetch_bytes : layer.counters.demand_bytes) +=
-        engine_.bytes_read(*item.transfer);
+        engine_->bytes_read(*item.transfer);
   }
   item.transfer.reset();
 }
 
 void ExpertCache::begin_token() {
   const std::lock_guard lock(stats_mutex_);
-  if (!is_between_tokens_) link_before_ = engine_.stats();
+  if (!is_between_tokens_) link_before_ = engine_->stats();
 }
 
 void ExpertCache::finish_token(double seconds) {
   const std::lock_guard lock(stats_mutex_);
-  const TransferStats link = engine_.stats();
+  const TransferStats link = engine_->stats();
   const TransferStats used = {link.bytes - link_before_.bytes,
                               link.busy_seconds - link_before_.busy_seconds};
   // What is read while the token is sampled belongs to the next one.
@@ -333,7 +346,7 @@ CacheStats ExpertCache::stats() const {
                           ? static_cast<double>(decode_link_.bytes) / decode_link_.busy_seconds
                           : 0;
   stats.best_link_rate = std::max(best_link_rate_, mean);
-  stats.is_direct = store_.is_direct();
+  stats.is_direct = store_ == nullptr || store_->is_direct();
   stats.is_caching = defence_.is_caching();
   stats.is_prefetching = defence_.is_prefetching();
   stats.reason = defence_.reason();

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/expert_id.h"
-#include "base/host_memory.h"
+#include "device/copy_queue.h"
 #include "device/op_params.h"
 #include "expert/cache_layout.h"
 #include "expert/cache_stats.h"
@@ -79,13 +79,17 @@ class ExpertLease {
 
 class ExpertCache {
  public:
-  // `weights` and `store` must outlive the cache. `sink` may be null.
-  ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore& store,
-              const ExpertCacheOptions& options, TraceSink* sink);
+  // `store` is the slow tier; null where `weights` holds every expert in page-locked memory, which
+  // is copied to the device. All must outlive the cache; `sink` may be null.
+  ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
+              const ExpertCacheOptions& options, TraceSink* sink, Backend& backend);
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 
   const CacheLayout& layout() const { return layout_; }
+
+  // Which stream computes with the leases to come. It must outlive them.
+  void begin_pass(Stream& compute);
 
   // `experts`: all different; when decoding in the router's order. Every expert is looked up before
   // any is loaded; then each in turn gets a slot where the policy gives it one. Slots of experts of
@@ -153,9 +157,11 @@ class ExpertCache {
 
   CacheLayout layout_;
   TraceSink* sink_;
-  const ExpertStore& store_;
+  const ExpertStore* store_;
+  Backend& backend_;
+  Stream* compute_ = nullptr;
   Progress progress_;
-  HostMemory arena_;
+  std::unique_ptr<DeviceBuffer> arena_;
   std::optional<StagingRing> ring_;
   std::vector<LayerState> layers_;
   std::vector<Prefetched> prefetched_;
@@ -172,7 +178,8 @@ class ExpertCache {
   TransferStats stretch_;  // of decoding, since the rate was last taken
   double best_link_rate_ = 0;
   SelfDefence defence_;
-  TransferEngine engine_;  // last: its threads write into all of the above
+  std::unique_ptr<CopyQueue> copies_;       // null where the device computes in host memory
+  std::unique_ptr<TransferEngine> engine_;  // last: it writes into all of the above
 };
 
 }  // namespace moerun

@@ -18,9 +18,9 @@ ExpertLease::~ExpertLease() {
     const bool is_done = item.is_finished || item.first_record == layer.num_records;
     if (is_done) continue;
     if (item.transfer && item.new_slot && !item.copies_to_slot) {
-      cache_.engine_.drain(item.transfer);  // it writes into the slot
+      cache_.engine_->drain(item.transfer);  // it writes into the slot
     } else if (item.transfer) {
-      cache_.engine_.cancel(item.transfer);
+      cache_.engine_->cancel(item.transfer);
     }
     if (item.new_slot) {
       cache_.note(CacheEventKind::evict, layer, item.expert);
@@ -41,17 +41,18 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     const std::lock_guard lock(cache_.stats_mutex_);
     cache_.continue_prefetch();
   };
-  const auto hand_out = [&](const Item& item, const RecordRun& run) {
+  const auto hand_out = [&](const Item& item, const RecordRun& run, std::uint64_t ready) {
     segments.push_back({item.expert,
                         run.first_record,
                         run.num_records,
-                        {run.data, run.num_records * layer.record_bytes}});
+                        {run.data, run.num_records * layer.record_bytes},
+                        ready});
   };
   // What is resident, all at once, on the first call.
   for (Item& item : items_) {
     if (!item.top_slot || item.is_top_out) continue;
     item.is_top_out = true;
-    hand_out(item, {0, layer.top_records, cache_.slot(layer, *item.top_slot)});
+    hand_out(item, {0, layer.top_records, cache_.slot(layer, *item.top_slot)}, 0);
     if (item.first_record == layer.num_records) item.is_rest_out = true;
   }
   if (!segments.empty()) return true;
@@ -67,12 +68,13 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
         is_any_waiting = true;
         continue;
       }
-      if (!cache_.engine_.is_complete(*item.transfer)) {
+      if (!cache_.engine_->is_usable(*item.transfer)) {
         is_any_moving = true;
         continue;
       }
       item.is_rest_out = true;
-      for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run);
+      const std::uint64_t ready = cache_.engine_->ready(*item.transfer);
+      for (const RecordRun& run : item.transfer->read().runs) hand_out(item, run, ready);
     }
     cache_.has_waiting_demand_ = is_any_waiting;
     prefetch_more();

@@ -26,10 +26,26 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
                       static_cast<std::size_t>(config.head_dim)};
   router_ = {config.router, config.norm_topk_prob, static_cast<float>(config.router_jitter_noise),
              static_cast<std::size_t>(config.top_k)};
+  if (!backend.is_host()) move_rope();
+}
+
+void Decoder::move_rope() {
+  const auto stream = backend_.make_stream();
+  const std::size_t count = rope_.inv_freq.size();
+  device_rope_ = backend_.allocate(2 * count * sizeof(float), "frequencies", MemoryUse::streamed);
+  float* target = device_rope_->as<float>();
+  for (const auto* from : {&rope_.inv_freq, &rope_.inv_freq_long}) {
+    if (from->empty()) continue;
+    backend_.copy(*stream, reinterpret_cast<std::byte*>(target),
+                  reinterpret_cast<const std::byte*>(from->data()), count * sizeof(float));
+    target += count;
+  }
+  stream->synchronize();
 }
 
 void Decoder::run(const Pass& pass) {
   const auto begin = std::chrono::steady_clock::now();
+  if (cache_ != nullptr) cache_->begin_pass(pass.stream);
   if (cache_ != nullptr && pass.is_decoding) cache_->begin_token();
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
@@ -84,7 +100,8 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
       tokens, (routed ? router_.top_k : 0) + (layer.has_shared_expert() ? 1 : 0));
   if (routed) {
     const Activations logits = pass.workspace.router_logits.slice(0, tokens);
-    backend_.linear(pass.stream, {layer.router, nullptr}, normed, logits, {});
+    backend_.linear(pass.stream, {layer.router, nullptr}, normed, logits,
+                    {1, false, /*is_routing=*/true});
     if (pass.record != nullptr && pass.record->options.with_logits) {
       record_logits(pass, index, logits);
     }
@@ -162,7 +179,8 @@ void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing&
   const Checkpointer& while_waiting = pass.between_layers != nullptr ? *pass.between_layers : never;
   while (lease->next(segments, while_waiting)) {
     backend_.compute_segments(pass.stream, segments);
-    pass.stream.synchronize();  // the next call may overwrite them
+    // The next call may overwrite them; copies to a device wait for what computes by themselves.
+    if (backend_.is_host()) pass.stream.synchronize();
   }
 }
 
@@ -190,10 +208,13 @@ void Decoder::replay_routing(std::size_t index, Routing routing) const {
 }
 
 void Decoder::record_logits(const Pass& pass, std::size_t index, Activations logits) const {
+  std::vector<float> rows(logits.rows * logits.pitch);
+  backend_.copy(pass.stream, reinterpret_cast<std::byte*>(rows.data()),
+                reinterpret_cast<const std::byte*>(logits.data), rows.size() * sizeof(float));
   pass.stream.synchronize();
   for (std::size_t t = 0; t < logits.rows; ++t) {
     pass.record->record_logits(weights_.moe_index(index), pass.first_position + t,
-                               {logits.row(t), logits.cols});
+                               {rows.data() + t * logits.pitch, logits.cols});
   }
 }
 
@@ -244,6 +265,9 @@ RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_len
       !rope_.inv_freq_long.empty() && sequence_length > static_cast<std::size_t>(rope_.long_above);
   RotaryParams params;
   params.inv_freq = is_long ? rope_.inv_freq_long.data() : rope_.inv_freq.data();
+  if (device_rope_) {
+    params.inv_freq = device_rope_->as<float>() + (is_long ? rope_.inv_freq.size() : 0);
+  }
   params.scale = is_long ? rope_.scale_long : rope_.scale;
   params.q_norm = layer.q_norm;
   params.k_norm = layer.k_norm;
@@ -255,9 +279,24 @@ RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_len
 void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations logits) const {
   const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
                             /*accumulate=*/false};
-  backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, logits.rows),
-                  logits, output);
-  pass.stream.synchronize();
+  const Activations& staged = pass.workspace.logits;
+  if (backend_.is_host()) {
+    backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, logits.rows),
+                    logits, output);
+    pass.stream.synchronize();
+    return;
+  }
+  for (std::size_t done = 0; done < logits.rows; done += staged.rows) {
+    const std::size_t rows = std::min(staged.rows, logits.rows - done);
+    backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first + done, rows),
+                    staged.slice(0, rows), output);
+    for (std::size_t row = 0; row < rows; ++row) {
+      backend_.copy(pass.stream, reinterpret_cast<std::byte*>(logits.row(done + row)),
+                    reinterpret_cast<const std::byte*>(staged.row(row)),
+                    logits.cols * sizeof(float));
+    }
+    pass.stream.synchronize();
+  }
 }
 
 std::size_t Decoder::decode_bytes(std::size_t position) const {

@@ -71,6 +71,7 @@ class Decoder {
   void record_routing(const Pass& pass, std::size_t index, const Routing& routing) const;
   void prefetch_after(const Pass& pass, std::size_t index);
   void prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token);
+  void move_rope();
   RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;
 
   const ModelConfig& config_;
@@ -83,6 +84,7 @@ class Decoder {
   AttentionShape attention_shape_;
   RouterParams router_;
   RopeTable rope_;
+  std::unique_ptr<DeviceBuffer> device_rope_;  // its numbers, where the device needs a copy
 };
 
 }  // namespace moerun

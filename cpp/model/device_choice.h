@@ -6,7 +6,7 @@
 namespace moerun {
 
 struct DeviceChoice {
-  std::string device;  // "cpu"
+  std::string device;  // "cpu" or "cuda"
   std::string reason;
 };
 

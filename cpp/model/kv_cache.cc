@@ -4,18 +4,18 @@
 
 namespace moerun {
 
-KvCache::KvCache(const ModelConfig& config, std::size_t capacity_tokens)
+KvCache::KvCache(const ModelConfig& config, std::size_t capacity_tokens, Backend& backend)
     : capacity_(capacity_tokens),
       num_kv_heads_(static_cast<std::size_t>(config.num_key_value_heads)),
       pitch_(padded(static_cast<std::size_t>(config.head_dim))) {
   const std::size_t bytes = 2 * num_kv_heads_ * capacity_ * pitch_ * sizeof(float);
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    layers_.emplace_back(bytes, "the KV cache", PageSize::small);
+    layers_.push_back(backend.allocate(bytes, "the KV cache", MemoryUse::grown));
   }
 }
 
 KvLayer KvCache::layer(std::size_t index) const {
-  auto* keys = layers_[index].as<float>();
+  auto* keys = layers_[index]->as<float>();
   return {keys, keys + num_kv_heads_ * capacity_ * pitch_, capacity_, pitch_};
 }
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
-#include "base/host_memory.h"
+#include "device/backend.h"
 #include "device/op_params.h"
 #include "weights/model_config.h"
 
@@ -13,7 +14,7 @@ namespace moerun {
 // Address space for the whole context is reserved at once, memory comes as tokens fill it.
 class KvCache {
  public:
-  KvCache(const ModelConfig& config, std::size_t capacity_tokens);
+  KvCache(const ModelConfig& config, std::size_t capacity_tokens, Backend& backend);
 
   KvLayer layer(std::size_t index) const;
   std::size_t capacity_tokens() const { return capacity_; }
@@ -26,7 +27,7 @@ class KvCache {
   std::size_t capacity_;
   std::size_t num_kv_heads_;
   std::size_t pitch_;
-  std::vector<HostMemory> layers_;  // keys, then values
+  std::vector<std::unique_ptr<DeviceBuffer>> layers_;  // keys, then values
 };
 
 }  // namespace moerun

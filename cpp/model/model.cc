@@ -6,6 +6,7 @@
 #include "base/cpu_features.h"
 #include "base/error.h"
 #include "device/cpu/kernel_table.h"
+#include "device/cuda_backend.h"
 #include "expert/record_file.h"
 #include "io/checkpoint.h"
 #include "model/device_choice.h"
@@ -88,21 +89,28 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
   ModelWeights& weights = *model->plan_.weights;
   const CacheLayout& layout = model->plan_.layout;
+  model->backend_ = options.make_backend ? options.make_backend()
+                                         : make_cpu_backend(model->threads_, model->cpu_kernels_);
+  Backend& backend = *model->backend_;
+  const bool copies_experts = !layout.is_resident && !backend.is_host();
   {
     ThreadPool loaders(model->threads_);
-    weights.load(loaders, progress, layout.is_resident, layout.arena_bytes());
+    weights.load(loaders, progress, layout.is_resident || copies_experts, layout.arena_bytes(),
+                 copies_experts ? &backend : nullptr);
   }
+  if (!backend.is_host()) weights.move_to(backend, *backend.make_stream());
   if (!layout.is_resident) {
-    model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
-    if (options.experts.wrap_store) {
-      model->store_ = options.experts.wrap_store(std::move(model->store_));
+    if (!copies_experts) {
+      model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
+      if (options.experts.wrap_store) {
+        model->store_ = options.experts.wrap_store(std::move(model->store_));
+      }
     }
-    model->cache_ =
-        std::make_unique<ExpertCache>(weights, layout, *model->store_, options.experts,
-                                      options.experts.log_events ? &model->events_ : nullptr);
+    model->cache_ = std::make_unique<ExpertCache>(
+        weights, layout, model->store_.get(), options.experts,
+        options.experts.log_events ? &model->events_ : nullptr, backend);
   }
-  model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
-  model->decoder_ = std::make_unique<Decoder>(model->config(), weights, *model->backend_,
+  model->decoder_ = std::make_unique<Decoder>(model->config(), weights, backend,
                                               model->cache_.get(), options.decoder);
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
@@ -133,7 +141,7 @@ std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
   const auto max_tokens =
       std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length());
   return std::make_unique<PassMemory>(
-      PassMemory{backend_->make_stream(), Workspace(config(), max_tokens)});
+      PassMemory{backend_->make_stream(), Workspace(config(), max_tokens, *backend_)});
 }
 
 void Model::return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,6 +34,8 @@ struct ModelOptions {
   std::string cpu_kernels = "auto";
   ExpertCacheOptions experts;
   DecoderOptions decoder;
+  // In place of the device's own backend: for tests of a backend that no device name stands for.
+  std::function<std::unique_ptr<Backend>()> make_backend;
 };
 
 struct LoadStats {

@@ -9,7 +9,7 @@ namespace moerun {
 Session::Session(std::shared_ptr<Model> model)
     : model_(std::move(model)),
       memory_(model_->borrow_pass_memory()),
-      kv_cache_(model_->config(), model_->context_length()) {}
+      kv_cache_(model_->config(), model_->context_length(), *model_->backend_) {}
 
 Session::~Session() { model_->return_pass_memory(std::move(memory_)); }
 
@@ -49,6 +49,8 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
     }
     num_tokens_ += count;
   }
+  // The next session's stream knows nothing of this one, and both use the expert cache.
+  memory_->stream->synchronize();
 }
 
 void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& record) {

@@ -3,9 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "base/host_memory.h"
+#include "device/backend.h"
 #include "device/op_params.h"
 #include "weights/model_config.h"
 
@@ -13,25 +14,29 @@ namespace moerun {
 
 class Workspace {
  public:
-  Workspace(const ModelConfig& config, std::size_t max_tokens);
+  Workspace(const ModelConfig& config, std::size_t max_tokens, Backend& backend);
 
   Activations hidden;         // (max_tokens, hidden_size): the residual stream
   Activations normed;         // (max_tokens, hidden_size)
   Activations qkv;            // (max_tokens, (heads + 2 kv_heads) * head_dim)
   Activations attended;       // (max_tokens, heads * head_dim)
   Activations router_logits;  // (max_tokens, num_experts)
+  // (kLogitRows, vocab_size), where the device does not compute in host memory; else none.
+  Activations logits;
+  static constexpr std::size_t kLogitRows = 64;
 
   Routing routing(std::size_t tokens, std::size_t slots);
   std::size_t max_tokens() const { return max_tokens_; }
   std::size_t bytes() const;
 
  private:
-  Activations make(std::size_t cols);
+  Activations make(std::size_t rows, std::size_t cols);
 
+  Backend& backend_;
   std::size_t max_tokens_;
-  std::vector<HostMemory> memory_;
-  std::vector<std::int32_t> expert_ids_;
-  std::vector<float> expert_weights_;
+  std::vector<std::unique_ptr<DeviceBuffer>> memory_;
+  std::unique_ptr<DeviceBuffer> expert_ids_;
+  std::unique_ptr<DeviceBuffer> expert_weights_;
 };
 
 }  // namespace moerun

@@ -14,10 +14,10 @@ NextLayerRouter::NextLayerRouter(const ModelWeights& weights, Backend& backend)
     experts = std::max(experts, layer.experts.num_experts);
   }
   const std::size_t pitch = padded(hidden);
-  memory_ =
-      HostMemory((pitch + padded(experts)) * sizeof(float), "predicting experts", PageSize::small);
-  normed_ = {memory_.as<float>(), 1, hidden, pitch};
-  logits_ = {memory_.as<float>() + pitch, 1, experts, padded(experts)};
+  memory_ = backend.allocate((pitch + padded(experts)) * sizeof(float), "predicting experts",
+                             MemoryUse::shared);
+  normed_ = {memory_->as<float>(), 1, hidden, pitch};
+  logits_ = {memory_->as<float>() + pitch, 1, experts, padded(experts)};
 }
 
 std::vector<std::size_t> NextLayerRouter::predict(Stream& stream, std::size_t layer,
@@ -26,7 +26,8 @@ std::vector<std::size_t> NextLayerRouter::predict(Stream& stream, std::size_t la
   Activations logits = logits_;
   logits.cols = weights.experts.num_experts;
   backend_.norm(stream, weights.post_attention_norm, hidden, normed_);
-  backend_.linear(stream, {weights.router, nullptr}, normed_, logits, {});
+  backend_.linear(stream, {weights.router, nullptr}, normed_, logits,
+                  {1, false, /*is_routing=*/true});
   stream.synchronize();
   std::vector<std::size_t> experts(logits.cols);
   std::iota(experts.begin(), experts.end(), std::size_t{0});

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
-#include "base/host_memory.h"
 #include "device/backend.h"
 #include "weights/model_weights.h"
 
@@ -25,7 +25,7 @@ class NextLayerRouter {
  private:
   const ModelWeights& weights_;
   Backend& backend_;
-  HostMemory memory_;
+  std::unique_ptr<DeviceBuffer> memory_;
   Activations normed_;
   Activations logits_;
 };

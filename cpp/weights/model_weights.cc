@@ -282,14 +282,21 @@ std::size_t ModelWeights::moe_index(std::size_t layer) const {
                     [](const auto& each) { return each.experts.num_experts != 0; }));
 }
 
-void ModelWeights::plan_experts() {
+void ModelWeights::plan_experts(Backend* pinned_by) {
   for (LayerWeights& layer : layers) {
     const ExpertShape& shape = layer.experts;
     if (shape.num_experts == 0) continue;
     layer.expert_records =
         record_view(shape.dtype, shape.intermediate_size * shape.num_experts, shape.hidden_size);
-    memory_.emplace_back(layer.expert_records.bytes(), "experts");
-    std::byte* data = memory_.back().data();
+    std::byte* data = nullptr;
+    if (pinned_by != nullptr) {
+      pinned_memory_.push_back(
+          pinned_by->allocate(layer.expert_records.bytes(), "experts", MemoryUse::shared));
+      data = pinned_memory_.back()->data();
+    } else {
+      memory_.emplace_back(layer.expert_records.bytes(), "experts");
+      data = memory_.back().data();
+    }
     layer.expert_records.data = data;
     for (const ExpertFiles& expert : layer.expert_files) {
       add_records(plan_, expert, data, layer.expert_records);
@@ -299,7 +306,7 @@ void ModelWeights::plan_experts() {
 }
 
 void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
-                        std::size_t cache_bytes) {
+                        std::size_t cache_bytes, Backend* pinned_by) {
   const std::size_t needed = resident_bytes_ + (with_experts ? expert_bytes_ : cache_bytes);
   const std::size_t available = available_memory_bytes();
   if (needed > available) {
@@ -312,7 +319,7 @@ void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool wit
                               ", the rest ", gib(resident_bytes_), "), but only ", gib(available),
                               " GiB are free; give a smaller expert budget"));
   }
-  if (with_experts) plan_experts();
+  if (with_experts) plan_experts(pinned_by);
   plan_.run(pool, progress);
   bytes_read_ = plan_.total_bytes();
 }

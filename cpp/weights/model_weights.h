@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/host_memory.h"
 #include "base/thread_pool.h"
+#include "device/backend.h"
 #include "device/op_params.h"
 #include "io/checkpoint.h"
 #include "weights/load_plan.h"
@@ -61,8 +63,13 @@ class ModelWeights {
 
   // Reads the weights, routed experts only `with_experts`. OutOfMemory when they, with the
   // `cache_bytes` that will hold experts otherwise, are larger than the memory that is free.
+  // `pinned_by`: a device that experts will be copied to again and again, so that they lie in
+  // memory that it can read (MemoryUse::shared); null: in plain memory.
   void load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
-            std::size_t cache_bytes);
+            std::size_t cache_bytes, Backend* pinned_by = nullptr);
+
+  // Moves what was loaded to plain memory to that of a device. `stream` is waited for.
+  void move_to(Backend& backend, Stream& stream);
 
   MatrixView embedding;  // (vocab_size, hidden_size)
   NormWeights final_norm;
@@ -79,12 +86,14 @@ class ModelWeights {
  private:
   friend class WeightsBuilder;
 
-  void plan_experts();
+  void plan_experts(Backend* pinned_by);
 
   const Checkpoint& checkpoint_;
   LoadPlan plan_;
   std::vector<HostMemory> memory_;
   std::vector<std::vector<float>> vectors_;
+  std::vector<std::unique_ptr<DeviceBuffer>> pinned_memory_;  // of experts
+  std::vector<std::unique_ptr<DeviceBuffer>> device_memory_;  // in place of the first two
   std::size_t resident_bytes_ = 0;
   std::size_t expert_bytes_ = 0;
   std::uint64_t bytes_read_ = 0;

@@ -177,6 +177,10 @@ void free_memory(void* memory) {
 }
 
 std::size_t bytes_allocated() { return device().bytes; }
+std::size_t bytes_free() { return device().limit - std::min(device().limit, device().bytes); }
+void spoil(std::exception_ptr failure) {
+  if (!device().failure) device().failure = std::move(failure);
+}
 void set_memory_limit(std::size_t bytes) { device().limit = bytes; }
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name) {

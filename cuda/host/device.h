@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 
 #include "host/grid.h"
@@ -28,6 +29,7 @@ void destroy_event(void* event);
 void* allocate(std::size_t bytes, const char* what);
 void free_memory(void* memory);
 std::size_t bytes_allocated();
+std::size_t bytes_free();
 // The most that allocate() gives out; OutOfMemory beyond it.
 void set_memory_limit(std::size_t bytes);
 
@@ -36,6 +38,9 @@ void issue_copy(void* stream, void* destination, const void* source, std::size_t
 void issue_fill(void* stream, void* destination, int byte, std::size_t bytes);
 void record_event(void* stream, void* event);
 void wait_for_event(void* stream, void* event);  // the stream does
+
+// From now on every call that runs work throws this.
+void spoil(std::exception_ptr failure);
 
 // Run work until the stream, event or everything is done, or `is_done` says so. Throw what a kernel
 // threw, which spoils the device for good.

@@ -10,6 +10,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -150,6 +151,8 @@ void Fibre::start(std::function<void()> body) {
   failure_ = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
   context_->own_fake_stack = nullptr;
+  // The frames of the run before never returned.
+  __asan_unpoison_memory_region(context_->stack.get(), kStackBytes);
 #endif
 #if defined(__x86_64__)
   // As if moerun_begin_fibre had called moerun_switch_stack.

@@ -1,7 +1,7 @@
 // mma.sync on the host.
 #include "kernels/intrinsics.h"
 
-namespace moerun::cuda {
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
 
 struct Fragments {
@@ -41,4 +41,4 @@ void multiply_tiles_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::
   }
 }
 
-}  // namespace moerun::cuda
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

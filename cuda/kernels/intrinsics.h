@@ -12,6 +12,9 @@
 #if defined(__CUDACC__)
 #define MOERUN_DEVICE __device__ __forceinline__
 #define MOERUN_KERNEL __global__ void
+#define MOERUN_UNROLL _Pragma("unroll")
+// After MOERUN_KERNEL: registers for so many blocks of so many threads a multiprocessor.
+#define MOERUN_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #else
 #include <algorithm>
 #include <cmath>
@@ -20,9 +23,11 @@
 #include "host/grid.h"
 #define MOERUN_DEVICE inline
 #define MOERUN_KERNEL inline void
+#define MOERUN_UNROLL
+#define MOERUN_BOUNDS(threads, blocks)
 #endif
 
-namespace moerun::cuda {
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 inline constexpr unsigned kWarpSize = 32;
 
@@ -89,7 +94,21 @@ MOERUN_DEVICE float to_float_bf16(std::uint16_t bits) {
   return __uint_as_float(static_cast<unsigned>(bits) << 16);
 }
 MOERUN_DEVICE std::uint32_t bits_of(float value) { return __float_as_uint(value); }
+MOERUN_DEVICE float float_of(std::uint32_t bits) { return __uint_as_float(bits); }
 MOERUN_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// Two numbers rounded to bf16 (to the nearest, of two the even one), `low` in the low half.
+MOERUN_DEVICE std::uint32_t pack_bf16(float low, float high) {
+  std::uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+// Asks for the memory around an address, to be in the L2 cache soon.
+MOERUN_DEVICE void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+MOERUN_DEVICE unsigned count_bits(std::uint32_t bits) {
+  return static_cast<unsigned>(__popc(bits));
+}
 
 // d += a b for tiles of 16 x 16 and 16 x 8 numbers in bf16, d in float32, spread over the warp as
 // PTX ISA, "Matrix Fragments for mma.m16n8k16", says.
@@ -159,7 +178,20 @@ MOERUN_DEVICE void wait_for_copies() {
 MOERUN_DEVICE float to_float_f16(std::uint16_t bits) { return f16_to_float(bits); }
 MOERUN_DEVICE float to_float_bf16(std::uint16_t bits) { return bf16_to_float(bits); }
 MOERUN_DEVICE std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+MOERUN_DEVICE float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 MOERUN_DEVICE float fused_multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+MOERUN_DEVICE std::uint32_t pack_bf16(float low, float high) {
+  const auto round = [](float value) -> std::uint32_t {
+    if (value != value) return 0x7fff;
+    const std::uint32_t bits = bits_of(value);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+MOERUN_DEVICE void prefetch_l2(const void*) {}
+MOERUN_DEVICE unsigned count_bits(std::uint32_t bits) {
+  return static_cast<unsigned>(std::popcount(bits));
+}
 
 void multiply_tiles_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
@@ -182,4 +214,4 @@ MOERUN_DEVICE float max_over_warp(float value) {
   return value;
 }
 
-}  // namespace moerun::cuda
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -4,15 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 
+// Compiled for the device by nvcc, or for the host with MOERUN_CUDA_HOST; what only calls the
+// functions of kernels needs neither.
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
 #include "runtime/check.h"
-#else
+#elif defined(MOERUN_CUDA_HOST)
 #include "host/device.h"
 #endif
 
-namespace moerun::cuda {
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 // A queue of work on the device, owned elsewhere.
 struct StreamHandle {
@@ -27,6 +29,7 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;
 };
 
+#if defined(__CUDACC__) || defined(MOERUN_CUDA_HOST)
 // Issues kKernel(arguments) to the stream and returns. What the arguments point to must live until
 // it has run. `name` stands in messages.
 template <auto kKernel, typename Arguments>
@@ -49,5 +52,6 @@ void launch(StreamHandle stream, const LaunchShape& shape, const Arguments& argu
       [arguments] { kKernel(arguments); }, name);
 #endif
 }
+#endif
 
-}  // namespace moerun::cuda
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 
-namespace moerun::cuda {
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 // Throws DeviceError, or OutOfMemory where memory ran out; `what` says what was tried.
 inline void check(cudaError_t error, const char* what) {
@@ -17,4 +17,4 @@ inline void check(cudaError_t error, const char* what) {
   throw DeviceError(text);
 }
 
-}  // namespace moerun::cuda
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

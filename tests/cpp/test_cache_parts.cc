@@ -15,7 +15,7 @@
 #include "expert/cache_layout.h"
 #include "expert/on_off_trial.h"
 #include "expert/policy.h"
-#include "expert/transfer_engine.h"
+#include "expert/reader_engine.h"
 #include "model/model.h"
 
 namespace moerun::test {
@@ -210,7 +210,7 @@ TEST("demand overtakes prefetch, and a cancelled transfer gives its room back") 
     std::atomic<bool> open{false};
   } gate;
   {
-    TransferEngine engine(gate, progress, 1);
+    ReaderEngine engine(gate, progress, 1);
     const auto submit = [&](std::size_t expert, Urgency urgency) {
       auto blocks = ring.try_take(1);
       SegmentRead read{{0, expert}, 0, 1, {{0, 1, ring.block(blocks->indices()[0])}}};

@@ -129,6 +129,21 @@ TEST("matrix tiles are multiplied as the fragments of a warp say") {
   });
 }
 
+TEST("numbers are rounded to bf16 in pairs, to the nearest and of two to the even one") {
+  CHECK_EQ(pack_bf16(1.0f, -2.0f), 0xc0003f80u);
+  CHECK_EQ(pack_bf16(1.00390625f, 1.01171875f), 0x3f823f80u);  // halfway: down, up
+  CHECK_EQ(pack_bf16(1.00391f, 3.4e38f), 0x7f803f81u);
+  CHECK_EQ(pack_bf16(NAN, 0.0f) & 0x7fffu, 0x7fffu);
+  CHECK_EQ(float_of(pack_bf16(0.0f, -1.5f)), -1.5f);
+}
+
+TEST("bits are counted, and read as a number") {
+  CHECK_EQ(count_bits(0), 0u);
+  CHECK_EQ(count_bits(0x80000101u), 3u);
+  CHECK_EQ(float_of(bits_of(-1.5f)), -1.5f);
+  prefetch_l2(nullptr);  // asks, and never fails
+}
+
 TEST("threads that wait for others in vain are reported") {
   CHECK_THROWS(Error,
                run_grid({{1, 1, 1}, {64, 1, 1}, 0}, 0,

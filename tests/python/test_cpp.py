@@ -14,10 +14,14 @@ BUILD = ROOT / "build" / "pytest-cpp"
 MAX_SHOWN = 8000  # characters of a failed command's output
 
 
-def test_names():
+# Folders of tests/ and the programs that are built from them.
+PROGRAMS = {"cpp": "moerun_tests", "cuda_host": "moerun_cuda_host_tests"}
+
+
+def test_names(folder):
     """What the TEST("...") lines of the sources name, so that collecting needs no build."""
     names = []
-    for path in sorted((ROOT / "tests" / "cpp").glob("*.cc")):
+    for path in sorted((ROOT / "tests" / folder).glob("*.cc")):
         names += re.findall(r'^TEST\(\s*"([^"]+)"\s*\)', path.read_text(), re.MULTILINE)
     return sorted(names)
 
@@ -65,18 +69,17 @@ def cpp_build():
     return BUILD
 
 
-@pytest.fixture(scope="session")
-def cpp_tests(cpp_build):
-    return cpp_build / "tests" / "cpp" / "moerun_tests"
+@pytest.mark.parametrize("folder", PROGRAMS)
+def test_every_cpp_test_is_known_here(cpp_build, folder):
+    program = cpp_build / "tests" / folder / PROGRAMS[folder]
+    assert run(program, "--list").splitlines() == test_names(folder)
 
 
-def test_every_cpp_test_is_known_here(cpp_tests):
-    assert run(cpp_tests, "--list").splitlines() == test_names()
-
-
-@pytest.mark.parametrize("name", test_names())
-def test_cpp(cpp_tests, name, tmp_path):
-    run(cpp_tests, name, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("folder", "name"), [(folder, name) for folder in PROGRAMS for name in test_names(folder)]
+)
+def test_cpp(cpp_build, folder, name, tmp_path):
+    run(cpp_build / "tests" / folder / PROGRAMS[folder], name, cwd=tmp_path)
 
 
 def test_a_kernel_file_shares_no_function_with_files_for_lesser_processors(cpp_build):

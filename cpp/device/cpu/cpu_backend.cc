@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/error.h"
 
@@ -19,6 +20,15 @@ std::size_t rows_per_item(std::size_t rows, std::size_t tokens, int num_threads)
   const std::size_t share = rows / (kItemsPerThread * static_cast<std::size_t>(num_threads));
   return std::clamp<std::size_t>(share / 32 * 32, 32, most);
 }
+
+class CpuBuffer final : public DeviceBuffer {
+ public:
+  explicit CpuBuffer(HostMemory memory)
+      : DeviceBuffer(memory.data(), memory.size()), memory_(std::move(memory)) {}
+
+ private:
+  HostMemory memory_;
+};
 
 CpuStream& cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
 
@@ -59,6 +69,16 @@ float* CpuStream::worker_floats(int worker, std::size_t count) {
 
 std::unique_ptr<Stream> CpuBackend::make_stream() {
   return std::make_unique<CpuStream>(pool_.num_threads());
+}
+
+std::unique_ptr<DeviceBuffer> CpuBackend::allocate(std::size_t bytes, std::string_view what,
+                                                   MemoryUse use) {
+  const PageSize pages = use == MemoryUse::streamed ? PageSize::huge : PageSize::small;
+  return std::make_unique<CpuBuffer>(HostMemory(bytes, what, pages));
+}
+
+void CpuBackend::copy(Stream&, std::byte* destination, const std::byte* source, std::size_t bytes) {
+  std::memmove(destination, source, bytes);
 }
 
 void CpuBackend::embed(Stream&, const MatrixView& table, std::span<const std::int32_t> token_ids,

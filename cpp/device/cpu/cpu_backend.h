@@ -8,6 +8,7 @@
 #include "base/host_memory.h"
 #include "base/thread_pool.h"
 #include "device/backend.h"
+#include "device/copy_queue.h"
 #include "device/cpu/expert_batch.h"
 #include "device/cpu/kernel_table.h"
 
@@ -40,6 +41,12 @@ class CpuBackend final : public Backend {
 
   std::string_view name() const override { return "cpu"; }
   std::unique_ptr<Stream> make_stream() override;
+  std::unique_ptr<DeviceBuffer> allocate(std::size_t bytes, std::string_view what,
+                                         MemoryUse use) override;
+  void copy(Stream& stream, std::byte* destination, const std::byte* source,
+            std::size_t bytes) override;
+  bool is_host() const override { return true; }
+  std::unique_ptr<CopyQueue> make_copy_queue() override { return nullptr; }
 
   void embed(Stream& stream, const MatrixView& table, std::span<const std::int32_t> token_ids,
              float scale, Activations out) override;

@@ -1,4 +1,4 @@
-#include "expert/transfer_engine.h"
+#include "expert/reader_engine.h"
 
 #include <algorithm>
 #include <system_error>
@@ -12,7 +12,7 @@ constexpr int kAttempts = 2;  // a disk may stumble once
 
 }  // namespace
 
-TransferEngine::TransferEngine(const ExpertStore& store, Progress& progress, int num_threads)
+ReaderEngine::ReaderEngine(const ExpertStore& store, Progress& progress, int num_threads)
     : store_(store), progress_(progress) {
   if (num_threads < 1) {
     throw InvalidArgument(message("reader_threads: expected at least 1, found ", num_threads));
@@ -33,7 +33,7 @@ TransferEngine::TransferEngine(const ExpertStore& store, Progress& progress, int
   }
 }
 
-TransferEngine::~TransferEngine() {
+ReaderEngine::~ReaderEngine() {
   {
     const std::lock_guard lock(mutex_);
     is_stopping_ = true;
@@ -44,8 +44,8 @@ TransferEngine::~TransferEngine() {
   for (auto& thread : threads_) thread.join();
 }
 
-std::shared_ptr<Transfer> TransferEngine::submit(SegmentRead read, StagingBlocks blocks,
-                                                 Urgency urgency) {
+std::shared_ptr<Transfer> ReaderEngine::submit(SegmentRead read, StagingBlocks blocks,
+                                               Urgency urgency) {
   auto transfer = std::make_shared<Transfer>(std::move(read), std::move(blocks), urgency);
   transfer->num_pieces_ = store_.num_pieces(transfer->read());
   {
@@ -56,24 +56,24 @@ std::shared_ptr<Transfer> TransferEngine::submit(SegmentRead read, StagingBlocks
   return transfer;
 }
 
-bool TransferEngine::is_complete(const Transfer& transfer) const {
+bool ReaderEngine::is_complete(const Transfer& transfer) {
   const std::lock_guard lock(mutex_);
   if (transfer.failure_) std::rethrow_exception(transfer.failure_);
   return transfer.num_done_ == transfer.num_pieces_;
 }
 
-std::uint64_t TransferEngine::bytes_read(const Transfer& transfer) const {
+std::uint64_t ReaderEngine::bytes_read(const Transfer& transfer) const {
   const std::lock_guard lock(mutex_);
-  return transfer.file_bytes_;
+  return transfer.bytes_;
 }
 
-void TransferEngine::remove(const Transfer& transfer) {
+void ReaderEngine::remove(const Transfer& transfer) {
   for (auto* queue : {&demand_, &prefetch_}) {
     std::erase_if(*queue, [&](const auto& queued) { return queued.get() == &transfer; });
   }
 }
 
-void TransferEngine::promote(const std::shared_ptr<Transfer>& transfer) {
+void ReaderEngine::promote(const std::shared_ptr<Transfer>& transfer) {
   const std::lock_guard lock(mutex_);
   if (transfer->urgency_ == Urgency::demand) return;
   transfer->urgency_ = Urgency::demand;
@@ -83,13 +83,13 @@ void TransferEngine::promote(const std::shared_ptr<Transfer>& transfer) {
   demand_.push_back(transfer);
 }
 
-void TransferEngine::cancel(const std::shared_ptr<Transfer>& transfer) {
+void ReaderEngine::cancel(const std::shared_ptr<Transfer>& transfer) {
   const std::lock_guard lock(mutex_);
   transfer->is_cancelled_ = true;
   remove(*transfer);
 }
 
-void TransferEngine::drain(const std::shared_ptr<Transfer>& transfer) {
+void ReaderEngine::drain(const std::shared_ptr<Transfer>& transfer) {
   cancel(transfer);
   for (;;) {
     const std::uint64_t seen = progress_.now();
@@ -101,7 +101,7 @@ void TransferEngine::drain(const std::shared_ptr<Transfer>& transfer) {
   }
 }
 
-TransferStats TransferEngine::stats() const {
+TransferStats ReaderEngine::stats() const {
   const std::lock_guard lock(mutex_);
   TransferStats stats = stats_;
   if (num_reading_ > 0) {
@@ -110,7 +110,7 @@ TransferStats TransferEngine::stats() const {
   return stats;
 }
 
-std::shared_ptr<Transfer> TransferEngine::next_transfer() {
+std::shared_ptr<Transfer> ReaderEngine::next_transfer() {
   for (auto* queue : {&demand_, &prefetch_}) {
     if (queue->empty()) continue;
     auto transfer = queue->front();
@@ -120,7 +120,7 @@ std::shared_ptr<Transfer> TransferEngine::next_transfer() {
   return nullptr;
 }
 
-void TransferEngine::work() {
+void ReaderEngine::work() {
   ReadScratch scratch;
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -153,7 +153,7 @@ void TransferEngine::work() {
       stats_.busy_seconds += std::chrono::duration<double>(Clock::now() - busy_since_).count();
     }
     stats_.bytes += bytes;
-    transfer->file_bytes_ += bytes;
+    transfer->bytes_ += bytes;
     --transfer->num_in_flight_;
     ++transfer->num_done_;
     if (failure && !transfer->failure_) {

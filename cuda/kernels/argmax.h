@@ -1,0 +1,14 @@
+// From logits to the most likely token.
+#pragma once
+
+#include <cstdint>
+
+#include "base/view.h"
+#include "kernels/launch.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+// ids[t] = the column of the largest logit of row t, of equals the lower one.
+void argmax(StreamHandle stream, Activations logits, std::int32_t* ids);
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

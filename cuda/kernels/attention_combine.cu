@@ -1,0 +1,48 @@
+#include "kernels/attention_splits.h"
+#include "kernels/vector.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+namespace {
+
+// A block adds the splits of one head in their order; a thread takes every num_threads()-th column.
+// Shared memory: a factor and a weighted sum for each split.
+// Preconditions: at most kMaxSplits splits.
+MOERUN_KERNEL combine_kernel(DecodeArguments arguments) {
+  const AttentionArguments& a = arguments.all;
+  auto* factors = shared_memory<float>();
+  float* sums = factors + kMaxSplits;
+  const unsigned count = arguments.splits.count;
+  const std::size_t pitch = a.head_dim + kPartialExtra;
+  const float* partials = a.scratch + std::size_t{block_x()} * count * pitch;
+  float largest = -INFINITY;
+  for (unsigned s = lane(); s < count; s += kWarpSize) {
+    largest = fmaxf(largest, partials[s * pitch + a.head_dim]);
+  }
+  largest = max_over_warp(largest);
+  for (unsigned s = thread_x(); s < count; s += num_threads()) {
+    factors[s] = expf(partials[s * pitch + a.head_dim] - largest);
+    sums[s] = factors[s] * partials[s * pitch + a.head_dim + 1];
+  }
+  sync_block();
+  float total = 0;
+  for (unsigned s = 0; s < count; ++s) total += sums[s];
+  for (unsigned d = thread_x(); d < a.head_dim; d += num_threads()) {
+    float sum = 0;
+    MOERUN_UNROLL
+    for (unsigned s = 0; s < count; ++s) {
+      sum = fused_multiply_add(factors[s], partials[s * pitch + d], sum);
+    }
+    a.out[block_x() * a.head_dim + d] = sum / total;
+  }
+}
+
+}  // namespace
+
+void launch_attention_combine(StreamHandle stream, const DecodeArguments& arguments) {
+  const AttentionArguments& a = arguments.all;
+  const unsigned threads = (a.head_dim + kWarpSize - 1) / kWarpSize * kWarpSize;
+  launch<combine_kernel>(stream, {a.num_heads, 1, 1, threads, 2 * kMaxSplits * sizeof(float)},
+                         arguments, "attention_combine");
+}
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -1,0 +1,36 @@
+// What the kernels of attention() are given; attention.cu chooses between them.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/launch.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+struct AttentionArguments {
+  const float* q;  // (tokens, num_heads * head_dim, and k and v, which nobody reads)
+  std::size_t q_pitch;
+  const float* keys;    // (num_kv_heads, capacity, kv_pitch)
+  const float* values;  // the same
+  std::size_t capacity;
+  std::size_t kv_pitch;
+  float* out;  // (tokens, num_heads * head_dim)
+  std::size_t out_pitch;
+  float* scratch;
+  std::size_t first_position;
+  std::size_t window;  // 0: none
+  unsigned tokens;
+  unsigned num_heads;
+  unsigned num_kv_heads;
+  unsigned head_dim;
+  float scale;
+};
+
+// One token: the keys are split among blocks. Takes scratch.
+std::size_t decode_scratch_floats(std::size_t num_heads, std::size_t head_dim,
+                                  std::size_t num_keys);
+void launch_attention_decode(StreamHandle stream, const AttentionArguments& arguments);
+// Several tokens: tiles of tokens go over tiles of keys.
+void launch_attention_prefill(StreamHandle stream, const AttentionArguments& arguments);
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -1,0 +1,103 @@
+// A warp's share of a matrix product on tensor cores: 64 rows of weights times 32 tokens, in bf16
+// with float32 sums. For bf16 weights that go straight from memory to the tensor cores' registers.
+//
+// The 32 products of a step are dealt out so that every lane loads whole 16-byte packs: lane
+// (g, t) = (lane / 4, lane % 4) takes numbers 8t..8t+7 of a token's 32, and of the weights too.
+// The tensor core thinks of them as 2t, 2t+1, 2t+8, 2t+9 of two products of 16, which is all the
+// same to a sum as long as both factors are dealt out alike.
+#pragma once
+
+#include "kernels/intrinsics.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+inline constexpr unsigned kRowTiles = 4;    // of 16 rows
+inline constexpr unsigned kTokenTiles = 4;  // of 8 tokens
+inline constexpr unsigned kTileTokens = kTokenTiles * 8;
+inline constexpr unsigned kStep = 32;  // products of a step
+inline constexpr unsigned kPacks = 8;  // 16-byte packs of weights that a lane loads for a step
+
+struct TileSums {
+  // d[row][tokens][0..3]: rows g, g, g + 8, g + 8 and tokens 2t, 2t + 1, 2t, 2t + 1 of a tile.
+  float d[kRowTiles][kTokenTiles][4];
+
+  MOERUN_DEVICE void clear() {
+    MOERUN_UNROLL
+    for (unsigned m = 0; m < kRowTiles; ++m) {
+      MOERUN_UNROLL
+      for (unsigned n = 0; n < kTokenTiles; ++n) {
+        MOERUN_UNROLL
+        for (unsigned i = 0; i < 4; ++i) d[m][n][i] = 0;
+      }
+    }
+  }
+};
+
+// What a lane holds of the weights of a step: (row tiles, halves of the step, registers).
+struct TileWeights {
+  std::uint32_t a[kRowTiles][2][4];
+};
+
+// The tokens of a tile: rows of bf16 numbers. A lane loads those of tokens g, g + 8, ...
+struct TileTokens {
+  const std::uint16_t* rows[kTokenTiles];  // null: no such token
+  unsigned num_tiles;                      // that have any token; the same in all lanes
+};
+
+MOERUN_DEVICE void multiply_step(TileSums& sums, const TileWeights& weights,
+                                 const TileTokens& tokens, std::size_t offset) {
+  const std::size_t own = offset + lane() % 4 * 8;
+  MOERUN_UNROLL
+  for (unsigned n = 0; n < kTokenTiles; ++n) {
+    if (n >= tokens.num_tiles) break;
+    Pack16 pack = {};
+    if (tokens.rows[n] != nullptr) pack = *reinterpret_cast<const Pack16*>(tokens.rows[n] + own);
+    MOERUN_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      const std::uint32_t b[2] = {pack.words[2 * half], pack.words[2 * half + 1]};
+      MOERUN_UNROLL
+      for (unsigned m = 0; m < kRowTiles; ++m) {
+        multiply_tiles_bf16(sums.d[m][n], weights.a[m][half], b);
+      }
+    }
+  }
+}
+
+// Of weights whose rows run along the products: packs 2m and 2m + 1 are of rows g and g + 8 of
+// tile m.
+MOERUN_DEVICE TileWeights weights_along(const Pack16 (&packs)[kPacks]) {
+  TileWeights weights;
+  MOERUN_UNROLL
+  for (unsigned m = 0; m < kRowTiles; ++m) {
+    MOERUN_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      weights.a[m][half][0] = packs[2 * m].words[2 * half];
+      weights.a[m][half][1] = packs[2 * m + 1].words[2 * half];
+      weights.a[m][half][2] = packs[2 * m].words[2 * half + 1];
+      weights.a[m][half][3] = packs[2 * m + 1].words[2 * half + 1];
+    }
+  }
+  return weights;
+}
+
+// Of weights whose rows run across: pack j is of product 8t + j, and holds 8 rows, of which 2m and
+// 2m + 1 become rows g and g + 8 of tile m.
+MOERUN_DEVICE TileWeights weights_across(const Pack16 (&packs)[kPacks]) {
+  TileWeights weights;
+  MOERUN_UNROLL
+  for (unsigned m = 0; m < kRowTiles; ++m) {
+    MOERUN_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      MOERUN_UNROLL
+      for (unsigned pair = 0; pair < 2; ++pair) {
+        const std::uint32_t first = packs[4 * half + 2 * pair].words[m];
+        const std::uint32_t second = packs[4 * half + 2 * pair + 1].words[m];
+        weights.a[m][half][2 * pair] = (first & 0xffffu) | (second << 16);
+        weights.a[m][half][2 * pair + 1] = (first >> 16) | (second & 0xffff0000u);
+      }
+    }
+  }
+  return weights;
+}
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

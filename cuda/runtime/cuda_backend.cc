@@ -1,0 +1,137 @@
+#include "runtime/cuda_backend.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/embed.h"
+#include "kernels/expert_sum.h"
+#include "kernels/linear.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+#include "kernels/router.h"
+#include "kernels/segment_gemm.h"
+#include "kernels/segment_gemv.h"
+#include "runtime/cuda_copy_queue.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+namespace {
+
+// Up to so many tokens every segment is streamed once; more are grouped for the tensor cores.
+constexpr std::size_t kFewExpertTokens = 8;
+
+class CudaBuffer final : public DeviceBuffer {
+ public:
+  explicit CudaBuffer(DeviceMemory memory)
+      : DeviceBuffer(memory.data(), memory.size()), memory_(std::move(memory)) {}
+
+ private:
+  DeviceMemory memory_;
+};
+
+CudaStream& own(Stream& stream) { return static_cast<CudaStream&>(stream); }
+
+}  // namespace
+
+std::unique_ptr<Stream> CudaBackend::make_stream() { return std::make_unique<CudaStream>(); }
+
+std::unique_ptr<DeviceBuffer> CudaBackend::allocate(std::size_t bytes, std::string_view what,
+                                                    MemoryUse use) {
+  const auto place =
+      use == MemoryUse::shared ? DeviceMemory::Place::pinned_host : DeviceMemory::Place::device;
+  DeviceMemory memory(bytes, what, place);
+  fill_with_zeros(memory);  // rows are read with their padding
+  return std::make_unique<CudaBuffer>(std::move(memory));
+}
+
+void CudaBackend::copy(Stream& stream, std::byte* destination, const std::byte* source,
+                       std::size_t bytes) {
+  copy_async(own(stream).handle(), destination, source, bytes);
+}
+
+std::unique_ptr<CopyQueue> CudaBackend::make_copy_queue() {
+  auto queue = std::make_unique<CudaCopyQueue>();
+  copies_ = queue.get();
+  return queue;
+}
+
+void CudaBackend::embed(Stream& stream, const MatrixView& table,
+                        std::span<const std::int32_t> token_ids, float scale, Activations out) {
+  const std::byte* staged = own(stream).stage(token_ids.data(), token_ids.size_bytes());
+  cuda::embed(own(stream).handle(), table, reinterpret_cast<const std::int32_t*>(staged), scale,
+              out);
+}
+
+void CudaBackend::norm(Stream& stream, const NormWeights& weights, Activations x, Activations out) {
+  cuda::norm(own(stream).handle(), weights, x, out);
+}
+
+void CudaBackend::linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
+                         LinearOutput output) {
+  cuda::linear(own(stream).handle(), weights, x, y, output,
+               output.is_routing ? Precision::exact : Precision::tensor_cores);
+}
+
+void CudaBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
+                                   const RotaryParams& rotary, std::size_t first_position,
+                                   Activations qkv, const KvLayer& kv) {
+  cuda::rotate_and_store(own(stream).handle(), shape, rotary, first_position, qkv, kv);
+}
+
+void CudaBackend::attention(Stream& stream, const AttentionShape& shape,
+                            const AttentionParams& params, std::size_t first_position,
+                            Activations qkv, const KvLayer& kv, Activations out) {
+  const std::size_t bytes = attention_scratch_bytes(shape, qkv.rows, kv.capacity);
+  float* scratch = own(stream).floats(bytes / sizeof(float));
+  cuda::attention(own(stream).handle(), shape, params, first_position, qkv, kv, out, scratch,
+                  bytes);
+}
+
+void CudaBackend::route(Stream& stream, const RouterParams& params, Activations logits,
+                        Routing routing) {
+  cuda::route(own(stream).handle(), params, logits, routing);
+}
+
+void CudaBackend::route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id,
+                               Activations x, Routing routing) {
+  cuda::route_shared(own(stream).handle(), gate, shared_id, x, routing);
+}
+
+void CudaBackend::begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
+                                const Routing& routing) {
+  const bool is_folded = routing.tokens > kFewExpertTokens;
+  float* partials =
+      own(stream).partials(partial_floats(shape, routing.tokens, routing.slots, is_folded));
+  own(stream).experts = {shape, x, routing, partials, is_folded};
+}
+
+void CudaBackend::compute_segments(Stream& stream, std::span<const Segment> segments) {
+  if (segments.empty()) return;
+  const ExpertWork& work = own(stream).experts;
+  std::vector<DeviceSegment> list;
+  std::size_t max_records = 0;
+  for (const Segment& segment : segments) {
+    list.push_back({segment.records.data(), static_cast<std::int32_t>(segment.expert),
+                    static_cast<std::int32_t>(segment.first_record),
+                    static_cast<std::int32_t>(segment.num_records),
+                    static_cast<std::int32_t>(work.shape.dtype_of(segment.expert))});
+    max_records = std::max(max_records, segment.num_records);
+    if (segment.ready != 0) copies_->make_wait(stream, segment.ready);
+  }
+  const auto* staged = reinterpret_cast<const DeviceSegment*>(
+      own(stream).stage(list.data(), list.size() * sizeof(DeviceSegment)));
+  if (work.routing.tokens <= kFewExpertTokens) {
+    compute_segments_few(own(stream).handle(), work, staged, list.size(), max_records);
+    return;
+  }
+  const std::size_t bytes =
+      grouping_bytes(work.shape, work.routing.tokens, work.routing.slots, list.size(), max_records);
+  compute_segments_many(own(stream).handle(), work, staged, list.size(), max_records,
+                        own(stream).grouping(bytes), bytes);
+}
+
+void CudaBackend::finish_experts(Stream& stream, float scale, Activations y) {
+  sum_experts(own(stream).handle(), own(stream).experts, scale, y);
+}
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

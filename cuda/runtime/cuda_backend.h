@@ -1,0 +1,49 @@
+// The operations of a decoder on a CUDA device, or on the host's stand-in for one.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "device/backend.h"
+#include "runtime/cuda_stream.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(std::string_view name) : name_(name) {}
+
+  std::string_view name() const override { return name_; }
+  std::unique_ptr<Stream> make_stream() override;
+  std::unique_ptr<DeviceBuffer> allocate(std::size_t bytes, std::string_view what,
+                                         MemoryUse use) override;
+  void copy(Stream& stream, std::byte* destination, const std::byte* source,
+            std::size_t bytes) override;
+  bool is_host() const override { return false; }
+  std::unique_ptr<CopyQueue> make_copy_queue() override;
+
+  void embed(Stream& stream, const MatrixView& table, std::span<const std::int32_t> token_ids,
+             float scale, Activations out) override;
+  void norm(Stream& stream, const NormWeights& weights, Activations x, Activations out) override;
+  void linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
+              LinearOutput output) override;
+  void rotate_and_store(Stream& stream, const AttentionShape& shape, const RotaryParams& rotary,
+                        std::size_t first_position, Activations qkv, const KvLayer& kv) override;
+  void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
+                 std::size_t first_position, Activations qkv, const KvLayer& kv,
+                 Activations out) override;
+  void route(Stream& stream, const RouterParams& params, Activations logits,
+             Routing routing) override;
+  void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id, Activations x,
+                    Routing routing) override;
+  void begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
+                     const Routing& routing) override;
+  void compute_segments(Stream& stream, std::span<const Segment> segments) override;
+  void finish_experts(Stream& stream, float scale, Activations y) override;
+
+ private:
+  std::string_view name_;
+  CopyQueue* copies_ = nullptr;  // owned by who asked for it
+};
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -1,0 +1,118 @@
+#include "runtime/runtime.h"
+
+#include <cuda_runtime.h>
+
+#include "base/error.h"
+#include "runtime/check.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+namespace {
+
+cudaStream_t stream_of(StreamHandle handle) { return static_cast<cudaStream_t>(handle.value); }
+cudaEvent_t event_of(void* value) { return static_cast<cudaEvent_t>(value); }
+
+}  // namespace
+
+DeviceStream::DeviceStream(Priority priority) {
+  int lowest = 0;
+  int highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "asking for stream priorities");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                     priority == Priority::high ? highest : lowest),
+        "making a stream");
+  handle_.value = stream;
+}
+
+DeviceStream::~DeviceStream() {
+  // A failure has been, or will be, reported by a call that can throw.
+  (void)cudaStreamSynchronize(stream_of(handle_));
+  (void)cudaStreamDestroy(stream_of(handle_));
+}
+
+void DeviceStream::synchronize() {
+  check(cudaStreamSynchronize(stream_of(handle_)), "waiting for a stream");
+}
+
+DeviceEvent::DeviceEvent() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  value_ = event;
+}
+
+DeviceEvent::~DeviceEvent() { (void)cudaEventDestroy(event_of(value_)); }
+
+void DeviceEvent::record(StreamHandle stream) {
+  check(cudaEventRecord(event_of(value_), stream_of(stream)), "recording an event");
+}
+
+void DeviceEvent::make_wait(StreamHandle stream) const {
+  check(cudaStreamWaitEvent(stream_of(stream), event_of(value_), 0), "waiting for an event");
+}
+
+bool DeviceEvent::is_done() const {
+  const cudaError_t error = cudaEventQuery(event_of(value_));
+  if (error == cudaErrorNotReady) return false;
+  check(error, "asking for an event");
+  return true;
+}
+
+void DeviceEvent::synchronize() const {
+  check(cudaEventSynchronize(event_of(value_)), "waiting for an event");
+}
+
+DeviceMemory::DeviceMemory(std::size_t bytes, std::string_view what, Place place)
+    : size_(bytes), place_(place) {
+  if (bytes == 0) return;
+  void* memory = nullptr;
+  const bool is_pinned = place == Place::pinned_host;
+  const cudaError_t error =
+      is_pinned ? cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable)
+                : cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    (void)cudaMemGetInfo(&free_bytes, &total_bytes);
+    throw OutOfMemory(is_pinned
+                          ? message(what, ": ", bytes, " bytes of page-locked memory were refused")
+                          : message(what, ": ", bytes, " bytes were asked for, of ", free_bytes,
+                                    " that the device has free"));
+  }
+  check(error, "allocating memory");
+  data_ = static_cast<std::byte*>(memory);
+}
+
+DeviceMemory::~DeviceMemory() {
+  if (data_ == nullptr) return;
+  if (place_ == Place::pinned_host) {
+    (void)cudaFreeHost(data_);
+  } else {
+    (void)cudaFree(data_);
+  }
+}
+
+void copy_async(StreamHandle stream, std::byte* destination, const std::byte* source,
+                std::size_t bytes) {
+  check(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, stream_of(stream)),
+        "copying");
+}
+
+void fill_with_zeros(const DeviceMemory& memory) {
+  check(cudaMemset(memory.data(), 0, memory.size()), "filling memory");
+  check(cudaDeviceSynchronize(), "filling memory");  // other streams do not wait for it
+}
+
+DeviceLimits device_limits() {
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "asking for the device");
+  DeviceLimits limits;
+  limits.name = properties.name;
+  limits.num_multiprocessors = static_cast<unsigned>(properties.multiProcessorCount);
+  check(cudaMemGetInfo(&limits.free_bytes, &limits.total_bytes), "asking for free memory");
+  return limits;
+}
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

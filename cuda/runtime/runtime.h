@@ -1,0 +1,100 @@
+// What the CUDA part needs of a device, owned by objects: streams, events, memory, copies.
+// Implemented in runtime.cu on the CUDA runtime, and in host/runtime.cc for tests without a card.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/view.h"
+#include "kernels/launch.h"
+
+namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+// What may be told apart by priority.
+enum class Priority { high, low };
+
+class DeviceStream {
+ public:
+  explicit DeviceStream(Priority priority = Priority::high);
+  ~DeviceStream();  // waits for what is left
+  DeviceStream(const DeviceStream&) = delete;
+  DeviceStream& operator=(const DeviceStream&) = delete;
+
+  StreamHandle handle() const { return handle_; }
+  void synchronize();
+
+ private:
+  StreamHandle handle_;
+};
+
+class DeviceEvent {
+ public:
+  DeviceEvent();
+  ~DeviceEvent();
+  DeviceEvent(const DeviceEvent&) = delete;
+  DeviceEvent& operator=(const DeviceEvent&) = delete;
+
+  void record(StreamHandle stream);
+  // What is issued to the stream later runs after what was recorded last; does not block the host.
+  void make_wait(StreamHandle stream) const;
+  bool is_done() const;
+  void synchronize() const;
+
+ private:
+  void* value_ = nullptr;
+};
+
+// Memory of the device, or page-locked memory of the host that the device can read and write.
+// Throws OutOfMemory saying what it was for, how much was asked for and how much is free.
+class DeviceMemory {
+ public:
+  enum class Place { device, pinned_host };
+
+  DeviceMemory() = default;
+  DeviceMemory(std::size_t bytes, std::string_view what, Place place = Place::device);
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  void swap(DeviceMemory& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(place_, other.place_);
+  }
+
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+  Place place_ = Place::device;
+};
+
+// Between any two kinds of memory. Returns at once where the host's side is page-locked; it must
+// then live until the stream has come to it. From pageable memory it may have been read already or
+// not.
+void copy_async(StreamHandle stream, std::byte* destination, const std::byte* source,
+                std::size_t bytes);
+
+// Fills memory of the device with zeros, and waits for it.
+void fill_with_zeros(const DeviceMemory& memory);
+
+struct DeviceLimits {
+  std::string name;
+  std::size_t free_bytes = 0;
+  std::size_t total_bytes = 0;
+  unsigned num_multiprocessors = 0;
+};
+DeviceLimits device_limits();
+
+}  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE
