@@ -20,6 +20,11 @@ RoutingView TraceView::of_layer(std::size_t sequence, std::size_t layer,
 }
 
 RoutingView TraceView::of_pool(std::size_t sequence, std::vector<std::uint16_t>& memory) const {
+  if (num_layers * num_experts > std::numeric_limits<std::uint16_t>::max()) {
+    throw InvalidArgument(
+        message("one pool over all layers: expected at most 65535 experts in all, ", "found ",
+                num_layers, " layers with ", num_experts));
+  }
   const auto tokens = static_cast<std::size_t>(lengths[sequence]);
   const std::size_t pool_slots = num_layers * slots;
   memory.resize(tokens * pool_slots);
@@ -46,10 +51,6 @@ void check_trace(const TraceView& trace) {
       std::visit([](const auto& ids) { return ids.size(); }, trace.expert_ids);
   if (found != expected) {
     throw InvalidArgument(message("expert_ids: expected ", expected, " ids, found ", found));
-  }
-  if (trace.num_layers * trace.num_experts > std::numeric_limits<std::uint16_t>::max()) {
-    throw InvalidArgument(message("expected at most 65535 experts in all, found ", trace.num_layers,
-                                  " layers with ", trace.num_experts));
   }
   std::vector<std::size_t> seen(trace.num_experts, 0);  // row + 1
   std::size_t row = 0;

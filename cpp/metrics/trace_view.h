@@ -26,13 +26,12 @@ struct TraceView {
   RoutingView of_layer(std::size_t sequence, std::size_t layer,
                        std::vector<std::uint16_t>& memory) const;
   // One pool over all layers: a token's experts stand in layer order, expert e of layer l is
-  // l * num_experts + e.
+  // l * num_experts + e. InvalidArgument where that does not fit in 16 bits.
   RoutingView of_pool(std::size_t sequence, std::vector<std::uint16_t>& memory) const;
 };
 
 // InvalidArgument unless the array is as large as its axes say, each length from 0 to num_tokens,
-// all ids are below num_experts, none twice in a token, and those of a pool fit in 16 bits. Names
-// the first place that is wrong.
+// all ids are below num_experts, and none twice in a token. Names the first place that is wrong.
 void check_trace(const TraceView& trace);
 
 }  // namespace moerun

@@ -283,6 +283,17 @@ TEST("a trace that cannot be is refused with the place") {
   CHECK_THROWS(InvalidArgument, check_trace(trace.view()), "expected 24 ids, found 23");
 }
 
+TEST("a pool of more experts than fit in 16 bits is refused, their layers are not") {
+  const std::vector<std::uint16_t> ids(70, 1023);
+  const std::vector<std::int32_t> lengths = {1};
+  const TraceView trace{std::span(ids), lengths, 70, 1, 1, 1024};
+  check_trace(trace);
+  ThreadPool pool(1);
+  CHECK_EQ(replay_hits(trace, ReplayPolicy::lru, 1, false, pool).size(), std::size_t{70 * 1025});
+  CHECK_THROWS(InvalidArgument, replay_hits(trace, ReplayPolicy::lru, 1, true, pool), "65535",
+               "70 layers");
+}
+
 TEST("metrics refuse segments of no tokens and policies that are not there") {
   const std::vector<std::uint16_t> ids = {0, 1};
   std::vector<std::uint64_t> counts(3, 0);

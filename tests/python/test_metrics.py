@@ -313,6 +313,42 @@ def test_the_knee_is_where_a_further_expert_gains_less_than_its_share():
     assert knee(np.array([0.5, 0.8, 0.9, 1.0])) == 2
     assert knee(np.array([0.25, 0.5, 0.75, 1.0])) == 1
     assert knee(np.array([1.0])) == 1
+    assert knee(np.array([0.5, 0.8, 0.9, 1.0]), least=3) == 3
+
+
+def test_the_verdict_recommends_room_for_a_token_at_least(tmp_path):
+    ids = np.tile(np.arange(6, dtype=np.uint16), (2, 40, 1))
+    trace = Trace.open(write_trace(tmp_path / "t.safetensors", [SequenceRouting(ids)]))
+    found = metrics.verdict(trace)
+    assert found.capacity == 6
+    assert found.srp_floor == pytest.approx(12 / 14)
+    assert found.caveat is None
+
+
+def test_the_verdict_doubts_what_any_routing_would_give(tmp_path):
+    trace = Trace.open(random_trace(tmp_path / "t.safetensors", lengths=(80,), experts=4, top_k=3))
+    assert "hardly more" in metrics.verdict(trace).caveat
+
+
+def test_sequences_without_windows_are_in_no_bootstrap_sample(tmp_path):
+    long = Trace.open(random_trace(tmp_path / "l.safetensors", lengths=(40, 50)))
+    for level in ("model", "layer", "expert"):
+        mixed = Trace.open(random_trace(tmp_path / "m.safetensors", lengths=(40, 50, 8, 8, 8)))
+        with pytest.warns(MoerunWarning, match="3 of 5 sequences"):
+            found = metrics.srp(mixed, (16,), level, bootstrap=50)
+        pl.testing.assert_frame_equal(found, metrics.srp(long, (16,), level, bootstrap=50))
+
+
+def test_one_sequence_or_one_draw_has_no_interval(tmp_path):
+    one = Trace.open(random_trace(tmp_path / "o.safetensors", lengths=(40,)))
+    three = Trace.open(random_trace(tmp_path / "t.safetensors"))
+    for frame in (
+        metrics.srp(one, (4,), bootstrap=100),
+        metrics.hit_rate(one, "lru", bootstrap=100),
+        metrics.srp(three, (4,), bootstrap=1),
+        metrics.srp(one, (4,), "expert", bootstrap=100),
+    ):
+        assert frame["ci_low"].null_count() == len(frame)
 
 
 def test_a_verdict_needs_windows(tmp_path):
@@ -329,6 +365,7 @@ def test_windows_longer_than_a_sequence_are_left_out_and_said(tmp_path):
     with pytest.warns(MoerunWarning) as caught:
         frame = metrics.srp(trace, (4, 16, 64))
     assert frame["segment_length"].to_list() == [4, 16]
+    assert metrics.srp(trace, np.array([4]))["segment_length"].to_list() == [4]
     texts = [str(warning.message) for warning in caught]
     assert "1 of 2 sequences of t.safetensors have no window of 16 tokens" in texts[0]
     assert "windows of 64 tokens are left out: the longest sequence" in texts[1]
@@ -340,6 +377,7 @@ def test_windows_longer_than_a_sequence_are_left_out_and_said(tmp_path):
         (lambda t: metrics.srp(t, level="token"), "level: expected model, layer, expert"),
         (lambda t: metrics.srp(t, (0,)), "must be from 1"),
         (lambda t: metrics.srp(t, 16), "must be a sequence"),
+        (lambda t: metrics.srp(str(t.path)), "trace must be a moerun.Trace, not str"),
         (lambda t: metrics.srp(t, domain="c"), "domain: expected one of all, found 'c'"),
         (lambda t: metrics.srp(t, domain="all", by_domain=True), "exclude each other"),
         (lambda t: metrics.srp(t, bootstrap=-1), "bootstrap must be"),

@@ -192,6 +192,44 @@ def test_a_trace_is_not_overwritten_unless_asked(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["t.safetensors"]
 
 
+def test_what_is_discarded_leaves_the_old_trace(tmp_path):
+    path = random_trace(tmp_path / "t.safetensors", lengths=(9,))
+    with writer(path, overwrite=True, shard_bytes=1) as unwanted:
+        unwanted.append(sequence(10), "a")
+        unwanted.append(sequence(11), "a")
+        unwanted.discard()
+    assert Trace.open(path).lengths.tolist() == [9]
+    assert [file.name for file in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_an_overwritten_trace_is_there_until_the_new_one_is(tmp_path):
+    path = random_trace(tmp_path / "t.safetensors", shard_bytes=1)
+    with writer(path, overwrite=True, shard_bytes=1) as new:
+        new.append(sequence(10), "a")
+        assert Trace.open(path).num_sequences == 3
+    assert Trace.open(path).lengths.tolist() == [10]
+    assert [file.name for file in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_nothing_is_appended_to_what_is_closed(tmp_path):
+    with writer(tmp_path / "t.safetensors") as w:
+        w.append(sequence(10), "a")
+        with pytest.raises(InvalidArgumentError, match="domain must be a str"):
+            w.append(sequence(10), 3)
+    with pytest.raises(InvalidArgumentError, match="is closed"):
+        w.append(sequence(10), "a")
+
+
+def test_what_differs_between_two_recordings_is_named(tmp_path):
+    path = tmp_path / "t.safetensors"
+    settings = {"samples": 100, "data": {"a": [1, 2]}}
+    with writer(path, metadata={"recording": json.dumps(settings)}) as w:
+        w.append(sequence(10), "a")
+    settings["data"]["a"] = [1, 3]
+    with pytest.raises(InvalidArgumentError, match=r"with a = \[1, 2\], this would have \[1, 3\]"):
+        writer(path, metadata={"recording": json.dumps(settings)}, resume=True)
+
+
 def test_a_writer_without_sequences_leaves_nothing(tmp_path):
     with writer(tmp_path / "t.safetensors") as empty:
         pass
@@ -233,7 +271,11 @@ def test_sequences_must_have_the_tensors_of_those_before(tmp_path):
         (SequenceRouting(np.zeros((2, 0, 2), np.uint16)), "at least one token"),
         (SequenceRouting(np.zeros((5, 2), np.uint16)), "expert_ids: expected the shape"),
         (SequenceRouting(np.zeros((2, 5, 2), np.uint16)), r"expert_ids\[0, 0, 0, 1\].*twice"),
-        (SequenceRouting(np.full((2, 5, 2), 8, np.uint16)), "from 0 to 7, found 8"),
+        (SequenceRouting(np.full((2, 5, 2), 8, np.uint16)), "from 0 to 7, found uint16 from 8"),
+        (SequenceRouting(sequence(5).expert_ids + np.int64(65536)), "from 0 to 7, found int64"),
+        (SequenceRouting(sequence(5).expert_ids - np.int64(9)), "from 0 to 7"),
+        (SequenceRouting(sequence(5).expert_ids.astype(np.float32)), "found float32"),
+        (sequence(5, cache_events=np.zeros((3, 7), np.int32)), "cache_events: expected the shape"),
         (SequenceRouting(sequence(5).expert_ids, np.zeros(4, np.int32)), "token_ids: expected"),
     ],
 )
@@ -250,11 +292,18 @@ def test_routing_that_cannot_be_is_not_written(tmp_path, routing, text):
     [
         ({"top_k": 9}, "1 <= top_k <= num_experts"),
         ({"num_experts": 70000}, "65535"),
+        ({"moe_layers": []}, "rising layer numbers"),
+        ({"moe_layers": [3, 1]}, "rising layer numbers"),
+        ({"moe_layers": ["a"]}, "must be an int"),
+        ({"shard_bytes": 0}, "shard_bytes must be"),
+        ({"metadata": {"a": 1}}, r"metadata\['a'\] must be a str"),
+        ({"model": 3}, "model must be a str"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(tmp_path, options, text):
     with pytest.raises(InvalidArgumentError, match=text):
         writer(tmp_path / "t.safetensors", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trace_has_a_name_that_says_what_it_is(tmp_path):

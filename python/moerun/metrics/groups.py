@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,26 @@ class Group:
 
 
 def make_groups(
-    trace: Trace, domain: str | None, by_domain: bool, bootstrap: int = 0, seed: int = 0
+    trace: Trace,
+    domain: str | None,
+    by_domain: bool,
+    bootstrap: int = 0,
+    seed: int = 0,
+    least_tokens: int = 1,
 ) -> list[Group]:
     """Return the group of `domain` (None for all), and with `by_domain` one for each domain.
+
+    Sequences of fewer than `least_tokens` tokens are in none, and a group without any is left out:
+    a bootstrap sample of sequences that do not count would have no value.
 
     Raises:
         InvalidArgumentError: the trace has no such domain, or a number is out of its range.
     """
+    if not isinstance(trace, Trace):
+        raise InvalidArgumentError(
+            f"trace must be a moerun.Trace, not {type(trace).__name__}; moerun.Trace.open(path) "
+            "gives one"
+        )
     bootstrap = check_int("bootstrap", bootstrap, 0, 1_000_000)
     seed = check_int("seed", seed, 0)
     names = trace.domain_names
@@ -50,28 +63,34 @@ def make_groups(
         raise InvalidArgumentError(f"domain: expected one of {', '.join(names)}, found {domain!r}")
     if domain is not None and by_domain:
         raise InvalidArgumentError("domain and by_domain exclude each other")
-    labels = np.array(trace.domains)
+    labels = np.array(trace.domains, dtype=object)
     wanted: list[str | None] = [domain, *names] if by_domain else [domain]
     groups = []
     for name in wanted:
-        members = np.ones(len(labels), bool) if name is None else labels == name
-        # Each domain has its own draws, the same ones whatever else is asked for.
-        random = np.random.default_rng([seed, 0 if name is None else names.index(name) + 1])
-        weights = np.zeros((bootstrap, len(labels)))
+        members = trace.lengths >= least_tokens
+        if name is not None:
+            members &= labels == name
         size = int(members.sum())
-        if bootstrap:
-            weights[:, members] = random.multinomial(size, np.full(size, 1 / size), bootstrap)
+        if size == 0:
+            continue
+        # Each domain has its own draws, the same ones whatever else is asked for. Of one sequence
+        # there is only one sample.
+        random = np.random.default_rng([seed, 0 if name is None else names.index(name) + 1])
+        draws = bootstrap if size > 1 else 0
+        weights = np.zeros((draws, len(labels)))
+        if draws:
+            weights[:, members] = random.multinomial(size, np.full(size, 1 / size), draws)
         groups.append(Group(name, members, weights))
     return groups
 
 
 def interval(value: NDArray[Any], draws: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the ends of the reverse-percentile bootstrap interval, nan without draws.
+    """Return the ends of the reverse-percentile bootstrap interval, nan with fewer than two draws.
 
     `draws` has one more axis than `value`, the first. The interval mirrors the percentiles of the
     draws at the value (arXiv 2505.16056, appendix).
     """
-    if len(draws) == 0:
+    if len(draws) < 2:
         missing = np.full(np.shape(value), np.nan)
         return missing, missing
     tail = (1 - CONFIDENCE) / 2
@@ -123,7 +142,7 @@ def usable_lengths(trace: Trace, segment_lengths: Sequence[int]) -> list[int]:
     Raises:
         InvalidArgumentError: a length is not a whole number from 1 on.
     """
-    if isinstance(segment_lengths, (str, bytes)) or not isinstance(segment_lengths, Sequence):
+    if isinstance(segment_lengths, (str, bytes)) or not isinstance(segment_lengths, Iterable):
         raise InvalidArgumentError(
             f"segment_lengths must be a sequence of ints, not {type(segment_lengths).__name__}"
         )

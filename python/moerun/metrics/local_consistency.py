@@ -65,7 +65,7 @@ def srp(
     """
     if level not in LEVELS:
         raise InvalidArgumentError(f"level: expected {', '.join(LEVELS)}, found {level!r}")
-    groups = make_groups(trace, domain, by_domain, bootstrap, seed)
+    make_groups(trace, domain, by_domain, bootstrap, seed)  # refuses what is wrong
     workers = num_threads(threads)
     rows = Rows(
         "level",
@@ -81,6 +81,7 @@ def srp(
         "ci_high",
     )
     for m in usable_lengths(trace, segment_lengths):
+        groups = make_groups(trace, domain, by_domain, bootstrap, seed, least_tokens=m)
         if level == "expert":
             results = _of_experts(trace, groups, m, workers)
         else:

@@ -16,6 +16,7 @@ from moerun.trace import Trace
 SEGMENT_LENGTH = 16
 # SRP at 16 tokens from which on a model belongs to a group (arXiv 2505.16056, section 4).
 GROUPS = (("suits", 0.50), ("usable", 0.45), ("poor", 0.35), ("unsuitable", 0.0))
+_NEAR_THE_FLOOR = 0.03
 _SENTENCES = {
     "suits": "suits expert offloading",
     "usable": "can be offloaded, with some loss",
@@ -34,6 +35,7 @@ class Verdict:
             "unsuitable", by `srp`.
         segment_length: 16 tokens, of `srp` and of the look-ahead of SCH.
         srp: of the whole model.
+        srp_floor: what any routing reaches with a set of all experts, 2 k / (E + k).
         srp_ci_low: end of its 95 % interval; None without a bootstrap.
         srp_ci_high: end of its 95 % interval; None without a bootstrap.
         capacity: cached experts a layer at the knee of the SCH curve.
@@ -45,12 +47,14 @@ class Verdict:
         expert_bytes: of one expert, None where the trace does not say.
         cache_bytes: of such a cache for all layers.
         total_bytes: of all experts.
+        caveat: a sentence on why this should not be trusted, None if nothing speaks against it.
     """
 
     model: str
     group: str
     segment_length: int
     srp: float
+    srp_floor: float
     srp_ci_low: float | None
     srp_ci_high: float | None
     capacity: int
@@ -62,6 +66,7 @@ class Verdict:
     expert_bytes: int | None
     cache_bytes: int | None
     total_bytes: int | None
+    caveat: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes by name."""
@@ -86,8 +91,9 @@ def verdict(
 ) -> Verdict:
     """Return whether a model suits expert offloading, and the cache at the knee of its SCH curve.
 
-    The knee is the capacity c where the hit rate is farthest above the share c / num_experts of
-    all experts that it costs (Satopaa et al., 2011, "Kneedle", on the whole curve).
+    The knee is the capacity c, at least top_k, where the hit rate is farthest above the share
+    c / num_experts of all experts that it costs (Satopaa et al., 2011, "Kneedle", on the whole
+    curve).
 
     Args:
         trace: the routing.
@@ -112,14 +118,16 @@ def verdict(
         ].to_numpy()
         for policy in ("sch", "lru", "belady")
     }
-    capacity = knee(rates["sch"])
+    capacity = knee(rates["sch"], trace.top_k)  # less than a token's experts cannot run
     expert_bytes = trace.expert_bytes
     layers = len(trace.moe_layers)
+    floor = 2 * trace.top_k / (trace.num_experts + trace.top_k)
     return Verdict(
         model=trace.model,
         group=next(name for name, least in GROUPS if row["srp"] >= least),
         segment_length=SEGMENT_LENGTH,
         srp=row["srp"],
+        srp_floor=floor,
         srp_ci_low=row["ci_low"],
         srp_ci_high=row["ci_high"],
         capacity=capacity,
@@ -131,13 +139,27 @@ def verdict(
         expert_bytes=expert_bytes,
         cache_bytes=None if expert_bytes is None else expert_bytes * layers * capacity,
         total_bytes=None if expert_bytes is None else expert_bytes * layers * trace.num_experts,
+        caveat=_caveat(trace, row["srp"], floor),
     )
 
 
-def knee(hit_rates: NDArray[np.float64]) -> int:
-    """Return the capacity (from 1) at the knee of a curve of hit rates at capacity 1 ... E."""
+def knee(hit_rates: NDArray[np.float64], least: int = 1) -> int:
+    """Return the capacity, from `least` on, at the knee of a curve of hit rates at 1 ... E."""
     share = np.arange(1, len(hit_rates) + 1) / len(hit_rates)
-    return int(np.argmax(hit_rates - share)) + 1
+    return int(np.argmax((hit_rates - share)[least - 1 :])) + least
+
+
+def _caveat(trace: Trace, value: float, floor: float) -> str | None:
+    if "(random weights)" in trace.model:
+        return (
+            "The weights are random, and so is the routing: this says nothing of a trained model."
+        )
+    if value < floor + _NEAR_THE_FLOOR:
+        return (
+            f"A set of all experts reaches an SRP of {floor:.1%} with any routing; this is hardly "
+            "more, so the group says little."
+        )
+    return None
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""Opens traces: safetensors files in the format that docs/metrics.md describes."""
+"""Opens traces: safetensors files in the format that docs/traces.md describes."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Trace:
 
     @property
     def expert_bytes(self) -> int | None:
-        """Bytes of one routed expert as the model's files hold it, None if not recorded."""
+        """Bytes of one routed expert as it was loaded, None if not recorded."""
         text = self.metadata.get("expert_bytes", "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
@@ -184,6 +184,7 @@ class Trace:
 
 def _open(file: Path) -> Any:
     try:
+        file.open("rb").close()  # the library takes every failure for a missing file
         return safetensors.safe_open(str(file), "np")
     except FileNotFoundError:
         raise MissingFileError(f"there is no file {file}") from None

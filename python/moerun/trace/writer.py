@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from moerun import _moerun
+from moerun.arguments import check_int, check_str
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.trace.header import (
     MAX_EXPERTS,
@@ -32,8 +35,10 @@ class TraceWriter:
     """Writes a trace; a context manager that leaves a valid one however its block ends.
 
     While it is open, full shards are in the folder `<path>.partial`. `close` gives them their
-    names: `path` itself, or `stem-00001-of-00003.safetensors` and so on. After a crash the folder
-    is still there, and `resume` goes on with what is in it.
+    names: `path` itself, or `stem-00001-of-00003.safetensors` and so on. The end of the block
+    closes, also after an exception: what was appended is a trace of its own, which `resume` can
+    go on with; `discard` drops it instead. After a crash the folder is still there, and `resume`
+    goes on with what is in it.
 
     Args:
         path: where the trace goes; ends in .safetensors.
@@ -45,7 +50,7 @@ class TraceWriter:
         shard_bytes: a file is written when this much is there for it.
         resume: append to what is there, which must have the same arguments; if nothing is there,
             begin.
-        overwrite: remove what is there.
+        overwrite: replace what is there, at the end.
 
     Raises:
         FileError: there is a trace of this name already and neither `resume` nor `overwrite` is
@@ -72,14 +77,25 @@ class TraceWriter:
             raise InvalidArgumentError(
                 f"a trace is a *{SUFFIX} file, not {self.path}; try {self.path}{SUFFIX}"
             )
-        layers = tuple(int(layer) for layer in moe_layers)
+        layers = tuple(check_int("a number in moe_layers", n, 0, 2**20) for n in moe_layers)
+        if not layers or any(a >= b for a, b in itertools.pairwise(layers)):
+            raise InvalidArgumentError(f"moe_layers: expected rising layer numbers, found {layers}")
+        check_int("shard_bytes", shard_bytes, 1)
+        for key, value in (metadata or {}).items():
+            check_str("a key of metadata", key)
+            check_str(f"metadata[{key!r}]", value)
         if not 1 <= top_k <= num_experts <= MAX_EXPERTS:
             raise InvalidArgumentError(
                 f"expected 1 <= top_k <= num_experts <= {MAX_EXPERTS}, found top_k = {top_k} and "
                 f"num_experts = {num_experts}"
             )
         self._header = TraceHeader(
-            str(model), int(num_experts), int(top_k), layers, (), dict(metadata or {})
+            check_str("model", model),
+            int(num_experts),
+            int(top_k),
+            layers,
+            (),
+            dict(metadata or {}),
         )
         self._shard_bytes = shard_bytes
         self._folder = partial_folder(self.path)
@@ -89,6 +105,7 @@ class TraceWriter:
         self._written: list[Path] = []
         self._num_written = 0
         self._is_closed = False
+        self._replaced = [] if resume else shards_on_disk(self.path)
         there = [*shards_on_disk(self.path), *self._partial_shards()]
         if there and not resume and not overwrite:
             raise FileError(
@@ -101,7 +118,7 @@ class TraceWriter:
             if resume:
                 self._take_back()
             else:
-                for file in there:
+                for file in self._partial_shards():
                     file.unlink()
         except OSError as error:
             raise FileError(f"{self.path} cannot be written: {error.strerror}") from error
@@ -119,6 +136,9 @@ class TraceWriter:
                 tensors are there than for the sequences before.
             FileError: the file cannot be written.
         """
+        if self._is_closed:
+            raise InvalidArgumentError(f"{self.path} is closed: nothing can be appended to it")
+        check_str("domain", domain)
         self._check(routing)
         self._waiting.append((routing, domain))
         self._waiting_bytes += _bytes_of(routing)
@@ -140,6 +160,9 @@ class TraceWriter:
             self._write_shard()
         shards = self._written
         try:
+            if shards:
+                for file in self._replaced:
+                    file.unlink()
             for index, file in enumerate(shards):
                 target = shard_path(self.path, index + 1, len(shards))
                 os.replace(file, target)
@@ -149,6 +172,26 @@ class TraceWriter:
             raise FileError(f"{self.path} cannot be written: {error.strerror}") from error
         self._is_closed = True
         return list(shards)
+
+    def discard(self) -> None:
+        """Drop everything that was appended; a trace that was to be replaced stays as it was.
+
+        What `resume` found is dropped, too.
+
+        Raises:
+            FileError: a file cannot be removed.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._waiting = []
+        try:
+            for file in self._written:
+                file.unlink()
+            self._written = []
+            self._folder.rmdir()
+        except OSError as error:
+            raise FileError(f"{self._folder} cannot be removed: {error.strerror}") from error
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -191,6 +234,7 @@ class TraceWriter:
         }
         for name, (there, asked) in wanted.items():
             if there != asked:
+                name, there, asked = _difference(name, there, asked)
                 raise InvalidArgumentError(
                     f"{self.path} cannot be resumed: it was recorded with {name} = {there}, this "
                     f"would have {asked}; use the same settings, or another name"
@@ -214,8 +258,19 @@ class TraceWriter:
                     f"{name}: expected the shape ({', '.join(map(str, shape))}) with at least one "
                     f"token, found {array.shape}"
                 )
+        ids = routing.expert_ids
+        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= experts:
+            raise InvalidArgumentError(
+                f"expert_ids: expected integers from 0 to {experts - 1}, found {ids.dtype} from "
+                f"{ids.min()} to {ids.max()}"
+            )
+        events = routing.cache_events
+        if events is not None and (events.ndim != 2 or events.shape[1] != 4):
+            raise InvalidArgumentError(
+                f"cache_events: expected the shape (events, 4), found {events.shape}"
+            )
         _moerun.check_expert_ids(
-            np.ascontiguousarray(routing.expert_ids[None], dtype=np.uint16),
+            np.ascontiguousarray(ids[None], dtype=np.uint16),
             np.array([tokens], np.int32),
             experts,
         )
@@ -256,6 +311,20 @@ class TraceWriter:
         self._num_written += len(self._waiting)
         self._waiting = []
         self._waiting_bytes = 0
+
+
+def _difference(name: str, there: Any, asked: Any) -> tuple[str, Any, Any]:
+    """Name the first entry that differs where both are JSON objects."""
+    try:
+        a, b = json.loads(there), json.loads(asked)
+    except (TypeError, ValueError):
+        return name, there, asked
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return name, there, asked
+    for key in [*a, *b]:
+        if a.get(key) != b.get(key):
+            return _difference(key, json.dumps(a.get(key)), json.dumps(b.get(key)))
+    return name, there, asked
 
 
 def _plain_mode(folder: Path) -> int:
