@@ -121,7 +121,11 @@ def test_one_trace_prints_a_table_and_a_verdict(trace):
     assert lines["SRP"][1:] == [f"{value:.3f}" for value in srp["srp"]]
     hits = metrics.hit_rate(opened, "lru", level="mean")["hit_rate"]
     assert lines["LRU hit rate (%)"][4:] == [f"{100 * hits[c - 1]:.1f}" for c in (2, 4, 6)]
-    assert f"verdict: {metrics.verdict(opened).summary()}" in done.stdout
+    verdict = metrics.verdict(opened)
+    (floor,) = [row for row in done.stdout.splitlines() if row.startswith("  floor (all experts)")]
+    assert floor.split()[3:] == [f"{verdict.srp_floor:.3f}"] * 2
+    assert done.stdout.count("cache ratio") == 1
+    assert f"verdict: {verdict.summary()}" in done.stdout
     assert "MiB of " in done.stdout
 
 
@@ -205,6 +209,10 @@ def test_several_traces_are_compared_best_first(trace, other, tmp_path):
     assert [entry["trace"] for entry in summary["traces"]] == order
     report = (folder / "report.html").read_text()
     assert f"Of 2 traces, {order[0]} is the most consistent" in report
+    assert f"random ({order[0]}) " in report.split("Of 2 traces, ")[1].split("<")[0]
+    assert [rows[index].split()[5] for index in (1, 2)] == [
+        f"{verdict.srp_floor:.3f}" for verdict in sorted(verdicts, key=lambda v: -v.srp)
+    ]
 
 
 def test_traces_of_one_name_get_labels_of_their_own(trace, tmp_path):
@@ -501,6 +509,31 @@ def test_the_report_says_what_the_numbers_say(results, trace):
     assert "arXiv 2505.16056" in text
     assert "recording: length" in text  # how the trace was recorded
     assert "64 tokens are left out" in text
+    assert f"{verdict.srp_floor:.3f} with all experts, whatever the routing" in text
+
+
+def test_a_caveat_stands_behind_the_verdict_and_in_the_report(trace, tmp_path):
+    def rename(_, values):
+        values["model"] = "tiny (random weights)"
+
+    path = tmp_path / "r.safetensors"
+    path.write_bytes(trace.read_bytes())
+    spoiled(path, rename)
+    caveat = metrics.verdict(Trace.open(path)).caveat
+    assert caveat is not None
+    done = succeed(path, "-o", tmp_path / "out", "--no-figures", *QUICK)
+    assert done.stdout.endswith(f" {caveat}\n")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert caveat in " ".join(page.text.split())
+
+
+def test_one_sequence_of_one_layer_is_written_in_the_singular(tmp_path):
+    path = random_trace(tmp_path / "t.safetensors", lengths=(20,), layers=1)
+    heading = succeed(path, "-o", tmp_path / "out", "--no-figures", "--bootstrap", "0").stdout
+    assert "1 layer of 6 experts" in heading
+    assert "1 sequence of 20 tokens, 20 tokens in all" in heading
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "(1 row)" in report and "(1 rows)" not in report
 
 
 HOSTILE = ["<script>alert(1)</script>", "$x_{1$", "\x1b[31mred\x00", "日本語", "{{ 7 * 7 }}", ""]

@@ -23,12 +23,12 @@ from moerun_tools.metrics_compute import Progress, Settings, compute
 from moerun_tools.metrics_published import GROUPS, PUBLISHED, neighbours
 from moerun_tools.metrics_results import (
     POLICIES,
-    as_binary,
     best_first,
     clean_text,
     random_variation,
 )
 from moerun_tools.palette import DARK, LIGHT
+from moerun_tools.units import as_binary
 
 
 def measured(path, label="trace", lengths=(4, 16)):
@@ -147,6 +147,17 @@ def test_the_map_of_srp_has_the_same_order(one):
     order = rates.sort("activation_rate", descending=True, maintain_order=True)["expert"]
     srp = one.srp("expert", 16).filter(pl.col("layer") == 2)["srp"].to_numpy()
     assert grid[:, 2].tolist() == srp[order.to_numpy()].tolist()
+
+
+def test_the_lines_of_token_specialisation_are_medians_like_the_table(tmp_path):
+    path = tmp_path / "t.safetensors"
+    random_trace(path, lengths=(200, 200), layers=3, domains=["a", "b"])  # ids come often enough
+    result = measured(path)
+    axes = drawn("specialization", [result]).axes[1]
+    frame = result.specialization("input_vocabulary")
+    middle = frame.group_by("layer").agg(pl.col("input_vocabulary").median()).sort("layer")
+    (line,) = lines_of(axes, LIGHT["blue"])
+    assert line.get_ydata().tolist() == middle["input_vocabulary"].to_list()
 
 
 def test_domains_stand_from_the_highest_to_the_lowest(one):

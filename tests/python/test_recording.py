@@ -194,7 +194,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(tmp_path, eng
         settings["options"] = TraceOptions(with_weights=True)
     else:
         settings[change] += 1
-    with pytest.raises(InvalidArgumentError, match="recording"):
+    with pytest.raises(InvalidArgumentError, match="cannot be resumed: it was recorded with"):
         record(engine, data, path, resume=True, **settings)
     assert Trace.open(path).num_sequences == before
 

@@ -143,6 +143,25 @@ def test_npy_is_a_stream_or_a_document_a_row(tmp_path, dtype):
     assert packed(open_file(tmp_path / "b.npy"), 4, end_of_text=9) == [[0, 1, 2, 9], [3, 4, 5, 9]]
 
 
+def test_rows_of_token_ids_that_have_the_length_of_a_sequence_are_sequences(tmp_path):
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "rows.npy", np.arange(6).reshape(2, 3))
+    rows = [[0, 1, 2], [3, 4, 5]]
+    assert packed(open_file(tmp_path / "a"), 3, end_of_text=9) == rows
+    np.save(tmp_path / "a" / "stream.npy", np.arange(10, 14))  # 3 of a sequence and the rest
+    found = packed(open_file(tmp_path / "a"), 3, end_of_text=9)
+    assert sorted(found) == [*rows, [10, 11, 12]]
+    np.save(tmp_path / "stream.npy", np.arange(3))
+    assert packed(open_file(tmp_path / "stream.npy"), 2, end_of_text=9) == [[0, 1], [2, 9]]
+
+
+def test_the_end_of_a_row_that_comes_in_pieces_is_no_sequence(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_NPY_TOKENS", 4)
+    np.save(tmp_path / "a.npy", np.arange(12).reshape(2, 6))
+    found = packed(open_file(tmp_path / "a.npy"), 2, end_of_text=19)
+    assert found == [[0, 1], [2, 3], [4, 5], [19, 6], [7, 8], [9, 10], [11, 19]]
+
+
 BAD = {
     "empty.txt": (b"", "is empty"),
     "latin.txt": ("käse".encode("latin-1"), "not valid UTF-8: byte 0xe4 at offset 1"),

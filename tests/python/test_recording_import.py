@@ -1,6 +1,7 @@
 """Import of the study's router dumps."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from moerun import Trace
+from moerun import Trace, TraceWriter
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
 from moerun.recording import import_study
 
@@ -131,6 +132,51 @@ def test_integers_and_no_tensors_are_not_router_dumps(tmp_path):
     (tmp_path / "m_00.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(FormatError, match="holds no tensors"):
         import_study([tmp_path], tmp_path / "t.safetensors", top_k=1)
+
+
+def test_after_an_error_nothing_is_there_but_what_was_there_before(tmp_path):
+    write_dumps(tmp_path)
+    output = tmp_path / "out" / "t.safetensors"
+    output.parent.mkdir()
+
+    def fail(done, total):
+        raise RuntimeError
+
+    options = {"top_k": 2, "shard_bytes": 1, "overwrite": True}
+    with pytest.raises(RuntimeError):
+        import_study([tmp_path], output, progress=fail, **options)
+    assert list(output.parent.iterdir()) == []
+    import_study([tmp_path], output, **{**options, "shard_bytes": 2**20})
+    before = output.read_bytes()
+    with pytest.raises(RuntimeError):
+        import_study([tmp_path], output, progress=fail, **options)
+    assert list(output.parent.iterdir()) == [output]
+    assert output.read_bytes() == before
+
+
+def test_ctrl_c_while_the_last_file_is_written_comes_too_late(tmp_path, monkeypatch):
+    write_dumps(tmp_path)
+    close = TraceWriter.close
+
+    def interrupted_close(writer):
+        signal.raise_signal(signal.SIGINT)
+        return close(writer)
+
+    monkeypatch.setattr(TraceWriter, "close", interrupted_close)
+    output = tmp_path / "t.safetensors"
+    assert import_study([tmp_path], output, top_k=2) == [output]
+    assert Trace.open(output).num_sequences == 5
+
+
+def test_layers_that_are_missing_between_others_are_told(tmp_path):
+    write_dumps(tmp_path, layers=(1, 2, 5))
+    told = []
+    import_study([tmp_path], tmp_path / "t.safetensors", top_k=2, warn=told.append)
+    assert len(told) == 1 and "no dumps of layers 3, 4" in told[0]
+    write_dumps(tmp_path, layers=(3, 4))
+    options = {"top_k": 2, "overwrite": True, "warn": told.append}
+    import_study([tmp_path], tmp_path / "t.safetensors", **options)
+    assert len(told) == 1
 
 
 def test_without_dumps_the_expected_name_is_told(tmp_path):

@@ -192,6 +192,14 @@ def test_a_wrong_config_is_an_error_that_names_it(tmp_path, text, kind, message)
         load_transformers(path, random_init=True)
 
 
+def test_a_config_alone_needs_random_weights(tmp_path):
+    path = tiny_config_file(tmp_path)
+    with pytest.raises(
+        InvalidArgumentError, match=r"olmoe\.json is a configuration alone: add --ra"
+    ):
+        load_transformers(path)
+
+
 def test_a_model_that_is_nowhere_is_an_error_that_names_it(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere"):
         load_transformers(tmp_path / "nowhere")
@@ -201,5 +209,5 @@ def test_without_transformers_the_error_says_how_to_install_it(monkeypatch):
     for name in [n for n in sys.modules if n.startswith("moerun.recording.transformers")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UnsupportedModelError, match=r"pip install 'moerun\[transformers\]'"):
+    with pytest.raises(UnsupportedModelError, match=r"pip install torch transformers"):
         load_transformers()

@@ -10,10 +10,9 @@ from moerun_tools.metrics_results import (
     PREDICTORS,
     VOCABULARIES,
     TraceMetrics,
-    as_binary,
     clean_text,
 )
-from moerun_tools.units import as_percent
+from moerun_tools.units import as_binary, as_percent, counted
 
 _RATIOS = (1, 2, 3, 4)
 _NAME_WIDTH = 26
@@ -32,7 +31,18 @@ def trace_table(result: TraceMetrics) -> str:
 
 def comparison_table(results: Sequence[TraceMetrics]) -> str:
     """Return one row for each trace, in the order given."""
-    header = ("trace", "model", "E", "k", "SRP(16)", "group", "knee", "ratio", "of experts")
+    header = (
+        "trace",
+        "model",
+        "E",
+        "k",
+        "SRP(16)",
+        "floor",
+        "group",
+        "knee",
+        "ratio",
+        "of experts",
+    )
     costs = ("cache", "SCH %", "LRU %", "Belady %")
     rows: list[tuple[str, ...]] = [(*header, *costs)]
     for result in results:
@@ -48,6 +58,7 @@ def comparison_table(results: Sequence[TraceMetrics]) -> str:
         else:
             row += [
                 _number(verdict.srp),
+                _number(verdict.srp_floor),
                 verdict.group,
                 str(verdict.capacity),
                 _number(verdict.cache_ratio, 2),
@@ -69,10 +80,11 @@ def _heading(result: TraceMetrics) -> str:
     more = len(facts.domains) - 8
     return "\n".join(
         [
-            f"{result.label}: {facts.model}, {len(facts.moe_layers)} layers of "
-            f"{facts.num_experts} experts, {facts.top_k} a token",
-            f"{facts.num_sequences} sequences of {facts.lengths} tokens, {facts.num_tokens} tokens "
-            f"in all; by domain: {domains}" + (f" and {more} more domains" if more > 0 else ""),
+            f"{result.label}: {facts.model}, {counted(len(facts.moe_layers), 'layer')} of "
+            f"{counted(facts.num_experts, 'expert')}, {facts.top_k} a token",
+            f"{counted(facts.num_sequences, 'sequence')} of {facts.lengths} tokens, "
+            f"{counted(facts.num_tokens, 'token')} in all; by domain: {domains}"
+            + (f" and {more} more domains" if more > 0 else ""),
         ]
     )
 
@@ -92,7 +104,8 @@ def _by_segment_length(result: TraceMetrics) -> str:
                 for low, high in frame.select("ci_low", "ci_high").iter_rows()
             ),
         ),
-        ("  cache ratio", *(_number(value, 2) for value in frame["cache_ratio"])),
+        ("  floor (all experts)", *(_number(result.floor) for _ in frame["srp"])),
+        ("  set size / k", *(_number(value, 2) for value in frame["cache_ratio"])),
         ("load, std / mean", *(_number(balance.get(m), 2) for m in frame["segment_length"])),
     ]
     if all(cell == "-" for cell in rows[2][1:]):

@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 from moerun_tools import report_text
 from moerun_tools.metrics_published import GROUPS
-from moerun_tools.metrics_results import TraceMetrics, as_binary, clean_text
+from moerun_tools.metrics_results import TraceMetrics, clean_text
 from moerun_tools.palette import DARK, LIGHT, style_variables
 from moerun_tools.report_sections import sections
+from moerun_tools.units import as_binary, counted
 
 _MOST_ENTRIES = 60  # of a trace's metadata
 _MOST_DOMAINS = 40
@@ -70,7 +71,7 @@ def _title(results: Sequence[TraceMetrics]) -> str:
 
 
 def _headline(results: Sequence[TraceMetrics]) -> str:
-    first = report_text.headline(results[0])
+    first = report_text.headline(results[0], with_label=len(results) > 1)
     known = [result for result in results if result.verdict is not None]
     if len(known) < 2:
         return first
@@ -87,14 +88,18 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
     if verdict is None:
         return []
     low, high = verdict.srp_ci_low, verdict.srp_ci_high
-    interval = "" if low is None or high is None else f"95%: {low:.3f} to {high:.3f}"
+    interval = "" if low is None or high is None else f"95%: {low:.3f} to {high:.3f}; "
     memory = (
         ("Cache", f"{verdict.cache_fraction:.0%}", "of all experts; bytes are not recorded")
         if verdict.cache_bytes is None
         else ("Cache", as_binary(verdict.cache_bytes), f"of {as_binary(verdict.total_bytes)}")
     )
     return [
-        ("SRP at 16 tokens", f"{verdict.srp:.3f}", interval),
+        (
+            "SRP at 16 tokens",
+            f"{verdict.srp:.3f}",
+            f"{interval}{verdict.srp_floor:.3f} with all experts, whatever the routing",
+        ),
         (
             "Knee of SCH",
             f"{verdict.capacity} of {facts.num_experts}",
@@ -148,7 +153,8 @@ def _recording(result: TraceMetrics) -> dict[str, Any]:
         ("model", facts.model),
         (
             "experts",
-            f"{len(facts.moe_layers)} layers of {facts.num_experts}, {facts.top_k} a token",
+            f"{counted(len(facts.moe_layers), 'layer')} of {facts.num_experts}, "
+            f"{facts.top_k} a token",
         ),
         ("sequences", f"{facts.num_sequences} of {facts.lengths} tokens"),
         ("tokens", f"{facts.num_tokens:,}"),

@@ -234,7 +234,7 @@ def _interval(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-_SRP_HEADER = ["m", "SRP", "95% interval", "threshold", "cache ratio"]
+_SRP_HEADER = ["m", "SRP", "95% interval", "threshold", "set size / k"]
 
 _PLANS = [
     _Plan(
@@ -309,7 +309,7 @@ _PLANS = [
         "Specialisation",
         "Domains: how much an expert's use differs between kinds of text; the line is the median "
         "expert, the shades hold half and four fifths of them. Tokens: of the token ids that "
-        "choose an expert more than any other, how large its share of them is.",
+        "choose an expert more than any other, how large its share of them is; lines are medians.",
         report_text.specialization,
         ["layer", "domains (std / mean)", *VOCABULARIES.values()],
         _specialization_rows,

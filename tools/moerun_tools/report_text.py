@@ -9,11 +9,10 @@ from moerun_tools.metrics_results import (
     PREDICTORS,
     VOCABULARIES,
     TraceMetrics,
-    as_binary,
     clean_text,
-    counted,
     random_variation,
 )
+from moerun_tools.units import as_binary, counted
 
 _HEADLINES = {
     "suits": "{model} suits running with only a part of its experts in fast memory.",
@@ -23,11 +22,19 @@ _HEADLINES = {
 }
 
 
-def headline(result: TraceMetrics) -> str:
-    """Return the verdict as one sentence for somebody in a hurry."""
+def headline(result: TraceMetrics, *, with_label: bool = False) -> str:
+    """Return the verdict as one sentence for somebody in a hurry.
+
+    Args:
+        result: the trace.
+        with_label: name the trace beside the model, of which there may be several.
+    """
+    name = result.facts.model
+    if with_label and result.label != name:
+        name += f" ({result.label})"
     if result.verdict is None:
-        return f"There is no verdict on {result.facts.model}: its sequences are too short."
-    return _HEADLINES[result.verdict.group].format(model=result.facts.model)
+        return f"There is no verdict on {name}: its sequences are too short."
+    return _HEADLINES[result.verdict.group].format(model=name)
 
 
 def cost(result: TraceMetrics) -> str:
@@ -43,6 +50,7 @@ def cost(result: TraceMetrics) -> str:
         f"would find {verdict.sch_hit_rate:.0%} of the experts that tokens ask for if it knew the "
         f"next {verdict.segment_length} tokens, and {verdict.lru_hit_rate:.0%} if it kept those "
         "used last. The rest has to be fetched while tokens wait, or prefetched in time."
+        + (f" {verdict.caveat}" if verdict.caveat else "")
     )
 
 

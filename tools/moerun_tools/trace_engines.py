@@ -54,6 +54,11 @@ def open_engine(
         with contextlib.closing(loaded):
             yield loaded
         return
+    if model is not None and os.path.isfile(os.path.expanduser(model)):
+        raise InvalidArgumentError(
+            f"{model} is a file, not the directory of a model; for a configuration alone add "
+            "--engine transformers --random-init"
+        )
     directory = resolve_model(model)
     try:
         native = load_model(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from moerun_tools.command import ToolCommand, write_out
@@ -63,18 +65,27 @@ def import_command(
     from moerun.recording import check_output, import_study
     from moerun_tools.report import json_line
 
-    check_output(output, overwrite=overwrite)
-    with Progress("importing", "seq", quiet) as progress:
-        files = import_study(
-            paths,
-            output,
-            top_k=top_k,
-            model=model,
-            with_logits=logits,
-            shard_bytes=shard_size,
-            overwrite=overwrite,
-            progress=progress.show,
-        )
+    def warn(message: str) -> None:
+        if not quiet:
+            click.echo(f"note: {message}", err=True)
+
+    check_output(output, overwrite=overwrite, can_resume=False)
+    try:
+        with Progress("importing", "seq", quiet) as progress:
+            files = import_study(
+                paths,
+                output,
+                top_k=top_k,
+                model=model,
+                with_logits=logits,
+                shard_bytes=shard_size,
+                overwrite=overwrite,
+                progress=progress.show,
+                warn=warn,
+            )
+    except KeyboardInterrupt:
+        click.echo("interrupted, nothing was written", err=True)
+        sys.exit(130)
     if as_json:
         write_out(json_line({"files": [str(file) for file in files]}))
     elif not quiet:

@@ -16,6 +16,8 @@ Examples:
   moe-trace info --json trace.safetensors | jq .domains
 """
 
+_MAX_SAMPLES = 2**53  # of a file that may say anything
+
 
 @click.command(
     "info",
@@ -46,6 +48,7 @@ def _facts(trace: Any) -> dict[str, Any]:
         recording = json.loads(metadata.pop("recording", "null"))
     except (ValueError, RecursionError):
         recording = None
+    planned, state = _planned(recording, {name: len(own) for name, own in lengths.items()})
     return {
         "model": trace.model,
         "num_experts": trace.num_experts,
@@ -53,6 +56,8 @@ def _facts(trace: Any) -> dict[str, Any]:
         "moe_layers": trace.moe_layers,
         "expert_bytes": trace.expert_bytes,
         "num_sequences": trace.num_sequences,
+        "planned_sequences": planned,
+        "state": state,
         "num_tokens": trace.num_tokens,
         "shortest": int(trace.lengths.min()),
         "longest": trace.max_length,
@@ -67,9 +72,33 @@ def _facts(trace: Any) -> dict[str, Any]:
     }
 
 
+def _planned(recording: Any, domains: dict[str, int]) -> tuple[int | None, str | None]:
+    """Return how many sequences were asked for, and whether they are there.
+
+    Domains are recorded one after the other, so all but the last that is there ended by themselves.
+
+    Args:
+        recording: settings of `moe-trace record`; anything, if the trace was made otherwise.
+        domains: sequences by domain, in the order of the trace.
+    """
+    if not isinstance(recording, dict):
+        return None, None
+    samples, data = recording.get("samples"), recording.get("data")
+    if not isinstance(samples, int) or not 0 < samples < _MAX_SAMPLES:
+        return None, None
+    if not isinstance(data, dict) or domains.keys() - data.keys():
+        return None, None
+    planned = samples * len(data)
+    if len(domains) < len(data):
+        return planned, "incomplete"
+    if list(domains.values())[-1] < samples:
+        return planned, "ended early or ran out of text"
+    return planned, "complete"
+
+
 def _as_text(facts: dict[str, Any]) -> str:
     """Return the description for people: a word on each line, then what it is."""
-    from moerun_tools.units import as_bytes
+    from moerun_tools.units import as_binary, counted
 
     layers = facts["moe_layers"]
     metadata = facts["metadata"]
@@ -77,13 +106,13 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("model", facts["model"]),
         (
             "experts",
-            f"{facts['top_k']} of {facts['num_experts']} a token, in {len(layers)} layers "
-            f"({_ranges(layers)})",
+            f"{facts['top_k']} of {facts['num_experts']} a token, "
+            f"in {counted(len(layers), 'layer')} ({_ranges(layers)})",
         ),
     ]
     if facts["expert_bytes"]:
         total = facts["expert_bytes"] * facts["num_experts"] * len(layers)
-        size = f"{as_bytes(facts['expert_bytes'])}, {as_bytes(total)} all of them"
+        size = f"{as_binary(facts['expert_bytes'])}, {as_binary(total)} all of them"
         rows.append(("expert", size))
     recorded = [metadata.get(name) for name in ("engine", "phase", "stack", "created_by")]
     rows.append(("recorded", ", ".join(text for text in recorded if text) or "unknown"))
@@ -93,15 +122,23 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows.append(
         (
             "sequences",
-            f"{facts['num_sequences']:,} of {lengths} tokens, {facts['num_tokens']:,} tokens",
+            f"{facts['num_sequences']:,} of {lengths} tokens, "
+            + counted(facts["num_tokens"], "token"),
         )
     )
+    if facts["state"] not in (None, "complete"):
+        planned = counted(facts["planned_sequences"], "sequence")
+        if facts["state"] == "incomplete":
+            rows.append(("incomplete", f"{facts['num_sequences']:,} of {planned}"))
+        else:
+            rows.append(("asked for", f"{planned}: {facts['state']}"))
     for index, domain in enumerate(facts["domains"]):
-        text = f"{domain['name']}: {domain['num_sequences']:,} sequences"
-        rows.append(("domains" if index == 0 else "", f"{text}, {domain['num_tokens']:,} tokens"))
+        text = f"{domain['name']}: {counted(domain['num_sequences'], 'sequence')}"
+        text += f", {counted(domain['num_tokens'], 'token')}"
+        rows.append(("domains" if index == 0 else "", text))
     rows.append(("also holds", ", ".join(facts["tensors"]) or "nothing else"))
     for index, file in enumerate(facts["files"]):
-        text = f"{file['file']} ({as_bytes(file['bytes'])})"
+        text = f"{file['file']} ({as_binary(file['bytes'])})"
         rows.append(("files" if index == 0 else "", text))
     return "".join(f"{_plain(name):<11} {_plain(text)}\n" for name, text in rows)
 

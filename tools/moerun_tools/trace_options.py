@@ -78,8 +78,12 @@ class Progress:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
+    def close(self) -> None:
+        """Take the bar away; closing twice is fine."""
+        self._bar.close()
+
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        self.close()

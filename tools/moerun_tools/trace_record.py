@@ -23,17 +23,21 @@ Examples:
   moe-trace record -o trace.safetensors
   moe-trace record -m allenai/OLMoE-1B-7B-0924 --data code=src --data wiki=w.jsonl -o o.safetensors
   moe-trace record -m Qwen/Qwen3-30B-A3B --expert-budget 6GiB --data chat=c.parquet -o q.safetensors
+  moe-trace record --data ids=tokens.npy --length 128 -o n.safetensors     token ids, no text
   moe-trace record --generate 128 --length 64 --samples 8 -o decode.safetensors
+  moe-trace record --generate 64 --expert-budget 25% --cache-events -o cache.safetensors
   moe-trace record -o trace.safetensors --resume     go on after Ctrl-C
 
 \b
-Any model of Hugging Face transformers (pip install 'moerun[transformers]'):
+Any model of Hugging Face transformers (pip install torch transformers):
   moe-trace record --engine transformers -m ibm/PowerMoE-3b --data code=src -o p.safetensors
   moe-trace record --engine transformers --random-init --layers 4 -m config.json \\
       --random-tokens -o r.safetensors
 
 \b
 Data are *.jsonl and *.parquet (--text-field), *.npy (token ids), or any other file as UTF-8 text.
+Of a .npy with two dimensions, rows of exactly --length tokens are sequences as they are; other
+rows are documents, which stand one after the other and are cut into sequences.
 """
 
 
@@ -220,15 +224,26 @@ def record_command(
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun.recording import RecordingInterrupted, TraceOptions, check_output, record
+    from moerun.recording import (
+        RecordingInterrupted,
+        RecordingSummary,
+        TraceOptions,
+        check_output,
+        record,
+    )
     from moerun_tools.trace_engines import open_engine
-    from moerun_tools.trace_summary import closing_lines, summary_object
+    from moerun_tools.trace_summary import closing_lines, failure_line, summary_object
 
     check_output(output, resume=resume, overwrite=overwrite)
     sources = _sources(domains, random_tokens, text_field, skip_bad, seed, quiet)
     is_interrupted = False
     with open_engine(tokens=length + generate, seed=seed, quiet=quiet, **model_options) as engine:
         with Progress("recording", "tok", quiet) as progress:
+
+            def show_failure(summary: RecordingSummary) -> None:
+                progress.close()
+                click.echo(failure_line(summary), err=True)
+
             try:
                 summary = record(
                     engine,
@@ -242,6 +257,7 @@ def record_command(
                     resume=resume,
                     overwrite=overwrite,
                     progress=progress.show,
+                    on_failure=show_failure,
                 )
             except RecordingInterrupted as interrupt:
                 summary, is_interrupted = interrupt.summary, True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moerun.recording import RecordingSummary
 from moerun_tools.report import json_line
-from moerun_tools.units import as_rate
+from moerun_tools.units import as_rate, counted
 
 
 def closing_lines(summary: RecordingSummary, notes: list[str], is_interrupted: bool) -> list[str]:
@@ -14,8 +14,11 @@ def closing_lines(summary: RecordingSummary, notes: list[str], is_interrupted: b
     written = [_name_of(files) for files in summary.files.values() if files]
     if is_interrupted and not written:
         return ["interrupted before the first sequence was done; nothing was written"]
-    plural = "" if summary.num_new_sequences == 1 else "s"
-    counts = f"{summary.num_new_sequences:,} sequence{plural} ({summary.num_new_tokens:,} tokens)"
+    if summary.num_new_sequences == 0 and not is_interrupted:
+        verb = "is" if len(written) == 1 else "are"
+        return [f"nothing to do: {' and '.join(written)} {verb} complete"]
+    counts = counted(summary.num_new_sequences, "sequence")
+    counts += f" ({counted(summary.num_new_tokens, 'token')})"
     if summary.num_sequences > summary.num_new_sequences:
         counts += f", {summary.num_sequences:,} in all,"
     rate = as_rate(_tokens_per_s(summary))
@@ -24,6 +27,17 @@ def closing_lines(summary: RecordingSummary, notes: list[str], is_interrupted: b
     if is_interrupted:
         lines.append("interrupted: this is a valid trace; the same command with --resume goes on")
     return lines
+
+
+def failure_line(summary: RecordingSummary) -> str:
+    """Return what is said before the error that ended a recording in the middle."""
+    written = [_name_of(files) for files in summary.files.values() if files]
+    if not written:  # the files could not be written; those that were full are kept
+        return "stopped by an error: the same command with --resume goes on with what was written"
+    return (
+        f"stopped by an error: {counted(summary.num_sequences, 'sequence')} of {summary.model}: "
+        f"{' and '.join(written)}; the same command with --resume goes on"
+    )
 
 
 def summary_object(summary: RecordingSummary, notes: list[str], is_interrupted: bool) -> str:

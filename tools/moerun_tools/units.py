@@ -30,3 +30,20 @@ def as_bytes(count: int) -> str:
 def as_percent(part: float, whole: float) -> str:
     """Return what percentage `part` is of `whole`, without the sign."""
     return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it needs one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def as_binary(count: float | None) -> str:
+    """Return a number of bytes in KiB, MiB, GiB or TiB, which memory is sold in."""
+    if count is None:
+        return "-"
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 1000 else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -63,13 +63,13 @@ def make_groups(
         raise InvalidArgumentError(f"domain: expected one of {', '.join(names)}, found {domain!r}")
     if domain is not None and by_domain:
         raise InvalidArgumentError("domain and by_domain exclude each other")
-    labels = np.array(trace.domains, dtype=object)
+    labels = trace.domains
     wanted: list[str | None] = [domain, *names] if by_domain else [domain]
     groups = []
     for name in wanted:
         members = trace.lengths >= least_tokens
         if name is not None:
-            members &= labels == name
+            members &= np.array([label == name for label in labels])
         size = int(members.sum())
         if size == 0:
             continue

@@ -79,7 +79,8 @@ class Verdict:
             size = f" ({_gib(self.cache_bytes)} of {_gib(self.total_bytes)})"
         return (
             f"{self.model} {_SENTENCES[self.group]}: SRP {self.srp:.1%} at "
-            f"{self.segment_length} tokens. Cache {self.capacity} experts a layer, "
+            f"{self.segment_length} tokens. Cache {self.capacity} "
+            f"expert{'' if self.capacity == 1 else 's'} a layer, "
             f"{self.cache_ratio:.3g} times what a token uses and {self.cache_fraction:.0%} of "
             f"all{size}: up to {self.sch_hit_rate:.0%} hits with {self.segment_length} tokens of "
             f"foresight, {self.lru_hit_rate:.0%} with LRU."

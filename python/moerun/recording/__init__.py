@@ -57,6 +57,6 @@ def load_transformers(*args: Any, **options: Any) -> TransformersEngine:
     except ImportError as error:
         raise UnsupportedModelError(
             f"the engine transformers needs torch and transformers 5, and they cannot be imported: "
-            f"{error}. Install them with: pip install 'moerun[transformers]'"
+            f"{error}. Install them with: pip install torch transformers"
         ) from error
     return TransformersEngine.load(*args, **options)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moerun.errors import MissingFileError
 from moerun.model import Model
 from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
+from moerun.recording.model_files import model_fingerprint
 from moerun.tokenizer import Tokenizer
 from moerun.trace import SequenceRouting
 
@@ -44,7 +45,12 @@ class NativeEngine:
                 expert_bytes=total_bytes // (num_experts * len(layers)),
             )
         ]
-        self.settings: dict[str, Any] = {"device": model.device}
+        self.settings: dict[str, Any] = {
+            "device": model.device,
+            "model_files": model_fingerprint(model.path),
+        }
+        if model._logs_events:  # experts do not depend on the cache, its events do
+            self.settings["cache"] = _cache_settings(model)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens."""
@@ -75,3 +81,15 @@ class NativeEngine:
             return self._model.tokenizer
         except MissingFileError as error:
             raise MissingFileError(no_tokenizer(error)) from None
+
+
+def _cache_settings(model: Model) -> dict[str, Any]:
+    """Return what the cache was set up with: a budget or a plan shows in slots and split."""
+    cache = model.stats()["cache"]
+    return {
+        "budget_bytes": cache["budget_bytes"],
+        "policy": cache["policy"],
+        "prefetch": cache["prefetch"],
+        "slots": [layer["slots"] for layer in cache["layers"]],
+        "split": [layer["split"] for layer in cache["layers"]],
+    }

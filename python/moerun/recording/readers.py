@@ -18,7 +18,7 @@ from moerun.errors import FileError, FormatError, MissingFileError, MoerunError
 _TEXT_BYTES = 256 * 2**10  # of one piece
 _LINE_BYTES = 64 * 2**20  # a longer line of a .jsonl file is taken for a mistake
 _PARQUET_ROWS = 256
-_NPY_TOKENS = 2**18
+_NPY_TOKENS = 2**20  # rows up to this length can be sequences
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Piece:
         content: text, or token ids of shape (N).
         ends_document: whether the document ends here.
         where: how a message names the place.
+        is_row: whether it is a whole row of a table of token ids, which may be a sequence as it is.
     """
 
     content: str | NDArray[Any]
     ends_document: bool
     where: str
+    is_row: bool = False
 
 
 def read_pieces(file: Path, text_field: str, vocab_size: int) -> Iterator[Piece]:
@@ -241,4 +243,5 @@ def _read_npy(file: Path, vocab_size: int) -> Iterator[Piece]:
                     f"ids go from 0 to {vocab_size - 1}"
                 )
             is_last = first + _NPY_TOKENS >= len(tokens)
-            yield Piece(part.astype(np.int32), is_last, str(file))
+            is_row = ids.ndim == 2 and len(part) == len(tokens)
+            yield Piece(part.astype(np.int32), is_last, str(file), is_row)

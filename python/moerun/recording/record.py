@@ -19,7 +19,7 @@ from moerun.recording.engine import Engine, Stack, TraceOptions
 from moerun.recording.interrupts import interrupts_delayed
 from moerun.recording.sequences import Sequences, sequences_of
 from moerun.trace import TraceWriter
-from moerun.trace.header import shards_on_disk
+from moerun.trace.header import partial_folder, shards_on_disk
 
 _SUFFIX = ".safetensors"
 _MAX_SEED = 2**64
@@ -77,6 +77,7 @@ def record(
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    on_failure: Callable[[RecordingSummary], None] | None = None,
 ) -> RecordingSummary:
     """Record which experts the tokens of some data use.
 
@@ -93,6 +94,7 @@ def record(
         resume: go on with what is there; everything else must be as it was.
         overwrite: remove what is there.
         progress: called with the tokens done and those of all sequences that may come.
+        on_failure: told what was written when an error ends the recording in the middle.
 
     Raises:
         RecordingInterrupted: after Ctrl-C.
@@ -141,38 +143,56 @@ def record(
         for source in sources
     ]
     writers: list[tuple[Stack, TraceWriter]] = []
-    with ExitStack() as closing:
-        for stack in engine.stacks:
-            metadata = _metadata(engine, stack, summary.phase, settings)
-            writer = TraceWriter(
-                path_of(output, stack.name),
-                model=engine.model_name,
-                num_experts=stack.num_experts,
-                top_k=stack.top_k,
-                moe_layers=list(stack.moe_layers),
-                metadata=metadata,
-                shard_bytes=shard_bytes,
-                resume=resume,
-                overwrite=overwrite,
-            )
-            summary.files[stack.name] = []  # in the order of the stacks; closing is the other way
-            closing.callback(_close, writer, stack, summary)
-            writers.append((stack, writer))
-        started = time.perf_counter()
-        try:
-            _record_all(engine, names, packed, writers, samples, seed, options, summary, progress)
-        except KeyboardInterrupt:
-            raise RecordingInterrupted(summary) from None
-        finally:
-            summary.seconds = time.perf_counter() - started
-            summary.num_sequences = min(writer.num_sequences for _, writer in writers)
+    try:
+        with ExitStack() as closing:
+            for stack in engine.stacks:
+                metadata = _metadata(engine, stack, summary.phase, settings)
+                writer = TraceWriter(
+                    path_of(output, stack.name),
+                    model=engine.model_name,
+                    num_experts=stack.num_experts,
+                    top_k=stack.top_k,
+                    moe_layers=list(stack.moe_layers),
+                    metadata=metadata,
+                    shard_bytes=shard_bytes,
+                    resume=resume,
+                    overwrite=overwrite,
+                )
+                # In the order of the stacks; closing is the other way.
+                summary.files[stack.name] = []
+                closing.callback(_close, writer, stack, summary)
+                writers.append((stack, writer))
+            started = time.perf_counter()
+            try:
+                _record_all(
+                    engine, names, packed, writers, samples, seed, options, summary, progress
+                )
+            except KeyboardInterrupt:
+                raise RecordingInterrupted(summary) from None
+            finally:
+                summary.seconds = time.perf_counter() - started
+                summary.num_sequences = min(writer.num_sequences for _, writer in writers)
+    except Exception:  # the files have their names now
+        if on_failure is not None and summary.num_sequences > 0:
+            on_failure(summary)
+        raise
     return summary
 
 
 def check_output(
-    output: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    can_resume: bool = True,
 ) -> None:
     """Refuse a name that cannot be written to, before a model is loaded for nothing.
+
+    Args:
+        output: where the trace is to go.
+        resume: go on with what is there.
+        overwrite: remove what is there.
+        can_resume: whether the message may offer `resume`.
 
     Raises:
         InvalidArgumentError: it does not end in .safetensors.
@@ -189,10 +209,11 @@ def check_output(
     if resume or overwrite:
         return
     for stack in (None, "encoder", "decoder"):
-        if there := shards_on_disk(path_of(path, stack)):
-            raise FileError(
-                f"{there[0]} exists already: --resume goes on with it, --overwrite replaces it"
-            )
+        target = path_of(path, stack)
+        folder = partial_folder(target)  # of a process that was killed
+        if there := [*shards_on_disk(target), *([folder] if any(folder.glob("*")) else [])]:
+            offer = "--resume goes on with it, " if can_resume else ""
+            raise FileError(f"{there[0]} exists already: {offer}--overwrite replaces it")
 
 
 def path_of(output: str | os.PathLike[str], stack: str | None) -> Path:

@@ -27,7 +27,8 @@ def sequences_of(
     """Return up to `samples` sequences of exactly `length` tokens, read as they are asked for.
 
     Documents stand one after the other, with the token that ends a text between them; what is left
-    at the end is dropped. The first sequence is made here and now.
+    at the end is dropped. Rows of token ids that have this length are sequences as they are. The
+    first sequence is made here and now.
 
     Args:
         source: the documents.
@@ -52,7 +53,11 @@ def _pack(
 ) -> Sequences:
     waiting = np.zeros(0, np.int32)
     has_sequence = False
-    for tokens in _tokens(source, encode, vocab_size, end_of_text):
+    for tokens, is_row in _tokens(source, encode, vocab_size, end_of_text, length):
+        if is_row:
+            has_sequence = True
+            yield tokens
+            continue
         waiting = np.concatenate([waiting, tokens])
         first = 0
         while len(waiting) - first >= length:
@@ -68,9 +73,9 @@ def _pack(
 
 
 def _tokens(
-    source: DataSource, encode: Encode, vocab_size: int, end_of_text: int | None
-) -> Iterator[NDArray[np.int32]]:
-    """Yield the tokens of all documents, piece by piece."""
+    source: DataSource, encode: Encode, vocab_size: int, end_of_text: int | None, length: int
+) -> Iterator[tuple[NDArray[np.int32], bool]]:
+    """Yield the tokens of all documents, piece by piece, and whether they are a sequence."""
     document_has_tokens = False
     for piece in source.pieces(vocab_size):
         if isinstance(piece.content, str):
@@ -85,10 +90,13 @@ def _tokens(
                 )
         else:
             ids = np.asarray(piece.content, np.int32)
+            if piece.is_row and len(ids) == length:
+                yield ids, True
+                continue
         document_has_tokens = document_has_tokens or len(ids) != 0
         if len(ids) != 0:
-            yield ids
+            yield ids, False
         if piece.ends_document:
             if document_has_tokens and end_of_text is not None:
-                yield np.array([end_of_text], np.int32)
+                yield np.array([end_of_text], np.int32), False
             document_has_tokens = False

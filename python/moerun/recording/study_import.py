@@ -84,12 +84,14 @@ def import_study(
     shard_bytes: int = 256 * 2**20,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a trace of the dumps `{model}_{layer:02d}.safetensors`.
 
     A tensor of such a file holds the router logits of one dataset, `[sequences, tokens, experts]`;
     its name becomes the domain. The `top_k` largest logits of a token are its experts, of equal
-    ones those with the lower ids: right for models whose routers take the largest logits.
+    ones those with the lower ids: right for models whose routers take the largest logits. It is
+    written as a whole or, after an error or Ctrl-C, not at all.
 
     Args:
         paths: the files, or directories that hold them.
@@ -100,6 +102,7 @@ def import_study(
         shard_bytes: a file is written when this much is there for it.
         overwrite: remove what is there.
         progress: called with the sequences done and those in all.
+        warn: told if numbers of layers are missing between others.
 
     Returns:
         The files of the trace.
@@ -114,6 +117,8 @@ def import_study(
     name, files = _find(paths, model)
     layers = [_open(file) for file in files.values()]
     _check_alike(layers)
+    if warn is not None and (missing := sorted({*range(min(files), max(files))} - files.keys())):
+        warn(f"no dumps of {_listed(missing)}: right only if the model has no experts there")
     dumps = list(layers[0].values())
     num_experts = dumps[0].shape[2]
     if top_k > num_experts:
@@ -137,7 +142,8 @@ def import_study(
     )
     total = sum(dump.shape[0] for dump in dumps)
     done = 0
-    with writer:
+    written: list[Path] | None = None
+    try:
         for dump in dumps:
             for index in range(dump.shape[0]):
                 logits = np.stack([layer[dump.name].sequence(index) for layer in layers])
@@ -151,7 +157,19 @@ def import_study(
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    return writer.close()
+        with interrupts_delayed():
+            written = writer.close()
+    except BaseException:
+        if written is None:
+            with interrupts_delayed():
+                writer.discard()
+            raise
+    return written  # a Ctrl-C during the last step came too late
+
+
+def _listed(layers: list[int]) -> str:
+    shown = ", ".join(map(str, layers[:8])) + (", ..." if len(layers) > 8 else "")
+    return f"layer{'' if len(layers) == 1 else 's'} {shown}"
 
 
 def _find(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moerun.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedModelError
 from moerun.recording.engine import Stack, TraceOptions
 from moerun.recording.expert_calls import ExpertCalls
+from moerun.recording.model_files import model_fingerprint
 from moerun.recording.routers import Watch, find_routers
 from moerun.recording.stack_reader import StackReader
 from moerun.recording.token_loop import decode
@@ -24,6 +25,7 @@ from moerun.recording.transformers_loading import (
     device_of,
     load_config,
     load_model,
+    local_files,
     model_source,
 )
 from moerun.trace import SequenceRouting
@@ -109,6 +111,8 @@ class TransformersEngine:
         if num_layers is not None and not random_init:  # its routing would not be the model's
             raise InvalidArgumentError("fewer layers (--layers) need random weights, --random-init")
         source = model_source(model)
+        if not random_init and os.path.isfile(source):
+            raise InvalidArgumentError(f"{source} is a configuration alone: add --random-init")
         if threads is not None:
             torch.set_num_threads(threads)
         place = device_of(device)
@@ -122,7 +126,9 @@ class TransformersEngine:
             device=place,
             trust_remote_code=trust_remote_code,
         )
+        files = local_files(source)
         settings = {
+            "model_files": files and model_fingerprint(files, with_weights=not random_init),
             "device": place.type,
             "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
             "random_init": random_init,

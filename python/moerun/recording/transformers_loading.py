@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import nn
@@ -60,6 +61,15 @@ def model_source(model: str | os.PathLike[str] | None) -> str:
         f"there is no directory or file {name}. A model is a directory with config.json, with "
         "--random-init also a configuration file alone, or a Hugging Face repository id"
     )
+
+
+def local_files(source: str) -> Path | None:
+    """Return where the files of a loaded model are, None if that cannot be told."""
+    path = Path(source)
+    if not path.exists():
+        config = huggingface_hub.try_to_load_from_cache(source, "config.json")
+        return Path(config).parent if isinstance(config, str) else None
+    return path
 
 
 def device_of(name: str) -> torch.device:

@@ -20,8 +20,9 @@ from moerun_tools.figures.style import (
     in_percent,
     new_figure,
 )
-from moerun_tools.metrics_results import TraceMetrics, as_binary, clean_text, counted
+from moerun_tools.metrics_results import TraceMetrics, clean_text
 from moerun_tools.palette import LIGHT
+from moerun_tools.units import as_binary, counted
 
 _LEGEND = {
     "belady": "Belady: knows all that comes",

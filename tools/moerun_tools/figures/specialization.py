@@ -88,7 +88,7 @@ def _draw_domain(axes: Axes, result: TraceMetrics) -> None:
 def _draw_vocabulary(axes: Axes, result: TraceMetrics) -> None:
     labels = []
     for score in _vocabularies(result):
-        frame = result.specialization(score).group_by("layer").agg(pl.col(score).mean())
+        frame = result.specialization(score).group_by("layer").agg(pl.col(score).median())
         frame = frame.sort("layer")
         layer_line(axes, frame, score, _COLOURS[score])
         labels.append((VOCABULARIES[score], frame[score][-1], _COLOURS[score]))
