@@ -33,8 +33,10 @@ std::vector<std::uint64_t> layer_histograms(const TraceView& trace, std::size_t 
   const std::size_t row = segment_length + 1;
   std::vector<std::uint64_t> counts(trace.num_sequences() * trace.num_layers * row, 0);
   for_each_layer(trace, pool, [&](std::size_t s, std::size_t l, std::size_t item, Memory& memory) {
-    count_activations(trace.of_layer(s, l, memory), segment_length, CountBy::layer,
-                      std::span(counts).subspan(item * row, row));
+    // Counted apart: rows of other threads lie in the same cache lines.
+    std::vector<std::uint64_t> own(row, 0);
+    count_activations(trace.of_layer(s, l, memory), segment_length, CountBy::layer, own);
+    std::copy(own.begin(), own.end(), counts.begin() + static_cast<std::ptrdiff_t>(item * row));
   });
   return counts;
 }

@@ -1,6 +1,7 @@
 #include "runtime/cuda_backend.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -40,7 +41,12 @@ std::unique_ptr<DeviceBuffer> CudaBackend::allocate(std::size_t bytes, std::stri
   const auto place =
       use == MemoryUse::shared ? DeviceMemory::Place::pinned_host : DeviceMemory::Place::device;
   DeviceMemory memory(bytes, what, place);
-  fill_with_zeros(memory);  // rows are read with their padding
+  // Rows are read with their padding.
+  if (use == MemoryUse::shared) {
+    std::memset(memory.data(), 0, bytes);
+  } else {
+    fill_with_zeros(memory);
+  }
   return std::make_unique<CudaBuffer>(std::move(memory));
 }
 
