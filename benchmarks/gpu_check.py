@@ -21,8 +21,8 @@ import numpy as np
 
 import moerun
 
-FEW_TOLERANCE = 1e-2  # the shipped model is BF16; activations of few tokens stay float32
-MANY_TOLERANCE = 1e-2
+FEW_TOLERANCE = 1e-4  # activations of few tokens stay float32
+MANY_TOLERANCE = 1e-2  # those of many are rounded to bf16
 
 
 def prompt_of(model: moerun.Model, count: int) -> list[int]:
@@ -68,7 +68,7 @@ def run_sanitizer(device: str, tool: str) -> dict[str, Any]:
     name = f"compute-sanitizer {tool}"
     program = shutil.which("compute-sanitizer")
     if program is None:
-        return {"check": name, "value": "not found", "ok": True}
+        return {"check": name, "value": "not done: compute-sanitizer was not found", "ok": False}
     code = (
         "import moerun\n"
         f"m = moerun.Model.load(device={device!r}, expert_budget='25%', prefetch=True)\n"
@@ -78,7 +78,7 @@ def run_sanitizer(device: str, tool: str) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     except subprocess.TimeoutExpired:
-        return {"check": name, "value": "took longer than 240 s", "ok": True}
+        return {"check": name, "value": "not done in 240 s", "ok": False}
     lines = (done.stdout + done.stderr).strip().splitlines()
     return {"check": name, "value": lines[-1] if lines else "", "ok": done.returncode == 0}
 

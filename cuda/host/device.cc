@@ -177,7 +177,6 @@ void free_memory(void* memory) {
 }
 
 std::size_t bytes_allocated() { return device().bytes; }
-std::size_t bytes_free() { return device().limit - std::min(device().limit, device().bytes); }
 void spoil(std::exception_ptr failure) {
   if (!device().failure) device().failure = std::move(failure);
 }
@@ -196,10 +195,6 @@ void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, 
 
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes) {
   stream_of(stream).work.push_back({Kind::copy, [=] { std::memcpy(destination, source, bytes); }});
-}
-
-void issue_fill(void* stream, void* destination, int byte, std::size_t bytes) {
-  stream_of(stream).work.push_back({Kind::copy, [=] { std::memset(destination, byte, bytes); }});
 }
 
 void record_event(void* stream, void* event) {

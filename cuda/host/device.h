@@ -29,13 +29,11 @@ void destroy_event(void* event);
 void* allocate(std::size_t bytes, const char* what);
 void free_memory(void* memory);
 std::size_t bytes_allocated();
-std::size_t bytes_free();
 // The most that allocate() gives out; OutOfMemory beyond it.
 void set_memory_limit(std::size_t bytes);
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name);
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes);
-void issue_fill(void* stream, void* destination, int byte, std::size_t bytes);
 void record_event(void* stream, void* event);
 void wait_for_event(void* stream, void* event);  // the stream does
 

@@ -50,9 +50,4 @@ void fill_with_zeros(const DeviceMemory& memory) {
   std::fill_n(memory.data(), memory.size(), std::byte{0});
 }
 
-DeviceLimits device_limits() {
-  return {"host", cuda_host::bytes_free(), cuda_host::bytes_free() + cuda_host::bytes_allocated(),
-          1};
-}
-
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

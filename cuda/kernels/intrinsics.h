@@ -62,7 +62,6 @@ MOERUN_DEVICE T shuffle_xor(T value, unsigned mask) {
   return __shfl_xor_sync(0xffffffffu, value, static_cast<int>(mask));
 }
 MOERUN_DEVICE unsigned ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
-MOERUN_DEVICE int atomic_add(int* target, int value) { return atomicAdd(target, value); }
 
 // Read once, not to be kept in a cache.
 MOERUN_DEVICE Pack16 load_once(const void* address) {
@@ -156,11 +155,6 @@ MOERUN_DEVICE unsigned ballot(bool vote) {
     if (all[lane * cuda_host::kExchangeBytes] != std::byte{0}) result |= 1u << lane;
   }
   return result;
-}
-MOERUN_DEVICE int atomic_add(int* target, int value) {
-  const int before = *target;
-  *target += value;
-  return before;
 }
 MOERUN_DEVICE Pack16 load_once(const void* address) {
   Pack16 pack;

@@ -300,8 +300,7 @@ void launch_tiles(StreamHandle stream, const ExpertWork& work, GemmArguments arg
 
 }  // namespace
 
-std::size_t grouping_bytes(const ExpertShape& shape, std::size_t tokens, std::size_t slots,
-                           std::size_t /*num_segments*/, std::size_t /*max_records*/) {
+std::size_t grouping_bytes(const ExpertShape& shape, std::size_t tokens, std::size_t slots) {
   std::size_t bytes = 0;
   pair_groups_in(nullptr, shape, tokens, slots, bytes);
   return bytes + tokens * slots * activated_pitch(shape) * sizeof(std::uint16_t);
@@ -311,8 +310,7 @@ void compute_segments_many(StreamHandle stream, const ExpertWork& work,
                            const DeviceSegment* segments, std::size_t num_segments,
                            std::size_t max_records, std::byte* scratch, std::size_t scratch_bytes) {
   const Routing& routing = work.routing;
-  const std::size_t needed =
-      grouping_bytes(work.shape, routing.tokens, routing.slots, num_segments, max_records);
+  const std::size_t needed = grouping_bytes(work.shape, routing.tokens, routing.slots);
   if (scratch_bytes < needed) {
     throw InvalidArgument(message("scratch of the experts of many tokens: expected at least ",
                                   needed, " bytes, found ", scratch_bytes));

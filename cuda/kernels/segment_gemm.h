@@ -7,8 +7,7 @@
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 // Scratch memory that compute_segments_many() needs, in bytes.
-std::size_t grouping_bytes(const ExpertShape& shape, std::size_t tokens, std::size_t slots,
-                           std::size_t num_segments, std::size_t max_records);
+std::size_t grouping_bytes(const ExpertShape& shape, std::size_t tokens, std::size_t slots);
 
 // As compute_segments_few(), and folded where the work is. bf16 weights are multiplied by tensor
 // cores: x and silu(gate . x) * (up . x) are rounded to bf16, sums are float32; other weights in

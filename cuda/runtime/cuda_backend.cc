@@ -130,8 +130,7 @@ void CudaBackend::compute_segments(Stream& stream, std::span<const Segment> segm
     compute_segments_few(own(stream).handle(), work, staged, list.size(), max_records);
     return;
   }
-  const std::size_t bytes =
-      grouping_bytes(work.shape, work.routing.tokens, work.routing.slots, list.size(), max_records);
+  const std::size_t bytes = grouping_bytes(work.shape, work.routing.tokens, work.routing.slots);
   compute_segments_many(own(stream).handle(), work, staged, list.size(), max_records,
                         own(stream).grouping(bytes), bytes);
 }

@@ -103,16 +103,4 @@ void fill_with_zeros(const DeviceMemory& memory) {
   check(cudaDeviceSynchronize(), "filling memory");  // other streams do not wait for it
 }
 
-DeviceLimits device_limits() {
-  int device = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "asking for the device");
-  DeviceLimits limits;
-  limits.name = properties.name;
-  limits.num_multiprocessors = static_cast<unsigned>(properties.multiProcessorCount);
-  check(cudaMemGetInfo(&limits.free_bytes, &limits.total_bytes), "asking for free memory");
-  return limits;
-}
-
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 #include <string_view>
 #include <utility>
 
@@ -88,13 +87,5 @@ void copy_async(StreamHandle stream, std::byte* destination, const std::byte* so
 
 // Fills memory of the device with zeros, and waits for it.
 void fill_with_zeros(const DeviceMemory& memory);
-
-struct DeviceLimits {
-  std::string name;
-  std::size_t free_bytes = 0;
-  std::size_t total_bytes = 0;
-  unsigned num_multiprocessors = 0;
-};
-DeviceLimits device_limits();
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

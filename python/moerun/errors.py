@@ -25,6 +25,10 @@ class OutOfMemoryError(MoerunError, MemoryError):
     """The memory of a tier ran out."""
 
 
+class DeviceError(MoerunError, RuntimeError):
+    """A device failed in the middle of its work; what is on it is lost, load the model again."""
+
+
 class FileError(MoerunError, OSError):
     """A file or a repository cannot be opened, read, downloaded or written."""
 

@@ -30,6 +30,8 @@ void translate(std::exception_ptr pointer) {
     raise("UnsupportedModelError", error.what());
   } catch (const OutOfMemory& error) {
     raise("OutOfMemoryError", error.what());
+  } catch (const DeviceError& error) {
+    raise("DeviceError", error.what());
   } catch (const Error& error) {
     raise("MoerunError", error.what());
   }

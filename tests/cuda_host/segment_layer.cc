@@ -208,8 +208,7 @@ std::vector<float> experts_on_device(const ExpertLayer& layer, const ExpertToken
       cuda::compute_segments_few({stream.handle}, work, list, count, max_records);
       continue;
     }
-    const std::size_t bytes =
-        cuda::grouping_bytes(layer.shape, tokens.count, tokens.slots, count, max_records);
+    const std::size_t bytes = cuda::grouping_bytes(layer.shape, tokens.count, tokens.slots);
     scratch.push_back(std::make_unique<DeviceArray>(stream.handle, bytes));
     cuda::compute_segments_many({stream.handle}, work, list, count, max_records,
                                 scratch.back()->as<std::byte>(), bytes);

@@ -107,7 +107,7 @@ TEST("experts of many tokens say how much scratch memory they lack") {
   cuda::ExpertWork work;
   work.shape = {96, 4, 64, 0, DType::bf16, DType::bf16};
   work.routing = {nullptr, nullptr, 40, 2};
-  const std::size_t bytes = cuda::grouping_bytes(work.shape, 40, 2, 4, 64);
+  const std::size_t bytes = cuda::grouping_bytes(work.shape, 40, 2);
   CHECK_THROWS(InvalidArgument,
                (cuda::compute_segments_many({}, work, nullptr, 1, 64, nullptr, bytes - 1), 0),
                std::to_string(bytes), std::to_string(bytes - 1));
