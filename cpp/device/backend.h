@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,6 +29,16 @@ class Stream {
 };
 
 class CopyQueue;
+
+// Operations that were recorded once, to be issued again at the cost of one.
+class RecordedWork {
+ public:
+  virtual ~RecordedWork() = default;
+  // False when memory that the operations use has been replaced: then it must not be run.
+  virtual bool is_current() const = 0;
+  // Issues them to the stream that they were recorded on.
+  virtual void run() = 0;
+};
 
 class Backend {
  public:
@@ -62,22 +73,30 @@ class Backend {
   // Normalises, clamps (v too) and rotates q and k of qkv (tokens, (heads + 2 kv_heads) * head_dim)
   // in place, and writes k and v at positions first_position, ... of the KV cache.
   virtual void rotate_and_store(Stream& stream, const AttentionShape& shape,
-                                const RotaryParams& rotary, std::size_t first_position,
+                                const RotaryParams& rotary, Position first_position,
                                 Activations qkv, const KvLayer& kv) = 0;
 
   // Causal attention of the q in qkv over the KV cache up to each token's own position.
   virtual void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
-                         std::size_t first_position, Activations qkv, const KvLayer& kv,
+                         Position first_position, Activations qkv, const KvLayer& kv,
                          Activations out) = 0;
 
   // Fills the first top_k slots of every token: ids by falling score (of equals the lower id), and
-  // weights. `logits` (tokens, num_experts) holds the router's product on entry.
+  // weights. `logits`: (tokens, num_experts), the router's product.
   virtual void route(Stream& stream, const RouterParams& params, Activations logits,
                      Routing routing) = 0;
 
   // Fills the last slot: the shared expert, weighted by sigmoid(gate . x), or by 1 without a gate.
   virtual void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id,
                             Activations x, Routing routing) = 0;
+
+  // Norm, router, choice and shared expert of every request, as norm(), linear(), route() and
+  // route_shared() do it.
+  virtual void choose_experts(Stream& stream, const RouterParams& params,
+                              std::span<const RouteRequest> requests);
+  // Waits until request `index` of the last choose_experts() is in its `on_host`, but not for what
+  // was issued to the stream afterwards.
+  virtual void wait_for_choice(Stream& stream, std::size_t index);
 
   // The experts of a layer: begin, then compute_segments as often as segments become available,
   // then finish. Every expert in the routing must be covered exactly once; segments of one expert
@@ -87,6 +106,19 @@ class Backend {
   virtual void compute_segments(Stream& stream, std::span<const Segment> segments) = 0;
   // y[t] += scale * sum over slots s of weight(t, s) * expert(t, s), in slot order.
   virtual void finish_experts(Stream& stream, float scale, Activations y) = 0;
+
+  // For a device that can go through a pass without the host in between: null if it cannot.
+  // compute_all() takes the place of compute_segments() where every expert of the layer is
+  // resident; `experts` holds each whole, in the order of their ids.
+  virtual std::unique_ptr<DeviceBuffer> make_expert_table(const ExpertShape& shape,
+                                                          std::span<const Segment> experts);
+  virtual void compute_all(Stream& stream, const DeviceBuffer& expert_table);
+  // As embed() of one token, whose id lies on the device.
+  virtual void embed_token(Stream& stream, const MatrixView& table, const std::int32_t* token_id,
+                           float scale, Activations out);
+  // What `issue` issues to the stream is not run but recorded. It may not wait for anything, nor
+  // give operations something to take from the host. All of it must have been issued once before.
+  virtual std::unique_ptr<RecordedWork> record(Stream& stream, const std::function<void()>& issue);
 };
 
 // Threads: how many share the work, the caller's included. `kernels`: a name for

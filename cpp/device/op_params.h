@@ -53,6 +53,29 @@ struct Routing {
   std::size_t num_pairs() const { return tokens * slots; }
 };
 
+// One router applied to some tokens, and where its choice goes.
+struct RouteRequest {
+  MatrixView router;                  // (num_experts, hidden_size)
+  const NormWeights* norm = nullptr;  // x is normalised by it first; null: it is already
+  MatrixView shared_gate;             // (1, hidden_size)?
+  bool has_shared = false;            // the last slot goes to the shared expert, num_experts
+  Activations x;                      // (tokens, hidden_size)
+  Activations normed;                 // memory for norm(x), where there is a norm
+  Activations logits;                 // (tokens, num_experts): becomes the router's product
+  Routing routing;
+  Routing on_host;  // MemoryUse::shared, gets a copy; the same memory as `routing`, or none
+};
+
+// Of the first token of an operation. One that is recorded and run again finds its own in memory of
+// the device, and `value` is the largest that it may find there.
+struct Position {
+  Position(std::size_t number) : value(number) {}
+  Position(std::size_t largest, const std::int32_t* where) : value(largest), on_device(where) {}
+
+  std::size_t value;
+  const std::int32_t* on_device = nullptr;
+};
+
 struct AttentionShape {
   std::size_t num_heads = 0;
   std::size_t num_kv_heads = 0;

@@ -14,7 +14,7 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
       backend_(backend),
       cache_(cache),
       options_(options),
-      predictor_(weights, backend),
+      predictor_(weights, static_cast<std::size_t>(config.top_k), backend),
       rope_(make_rope_table(config)) {
   if (options.segment_records % kQuantumRecords != 0) {
     throw InvalidArgument(message("segment_records: expected a multiple of ", kQuantumRecords,
@@ -27,6 +27,20 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
   router_ = {config.router, config.norm_topk_prob, static_cast<float>(config.router_jitter_noise),
              static_cast<std::size_t>(config.top_k)};
   if (!backend.is_host()) move_rope();
+  if (cache == nullptr && options.segment_records == 0 && !options.replay) make_expert_tables();
+}
+
+void Decoder::make_expert_tables() {
+  for (const LayerWeights& layer : weights_.layers) {
+    std::vector<Segment> experts;
+    const std::size_t count = layer.experts.num_experts + (layer.has_shared_expert() ? 1 : 0);
+    for (std::size_t expert = 0; expert < count; ++expert) {
+      experts.push_back({expert, 0, layer.experts.num_records(expert), layer.records_of(expert)});
+    }
+    auto table = backend_.make_expert_table(layer.experts, experts);
+    if (!table) return;  // the device wants the host to name the experts
+    expert_tables_.push_back(std::move(table));
+  }
 }
 
 void Decoder::move_rope() {
@@ -49,8 +63,14 @@ void Decoder::run(const Pass& pass) {
   if (cache_ != nullptr && pass.is_decoding) cache_->begin_token();
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
-  backend_.embed(pass.stream, weights_.embedding, pass.token_ids,
-                 static_cast<float>(config_.embedding_multiplier), space.hidden.slice(0, tokens));
+  const auto scale = static_cast<float>(config_.embedding_multiplier);
+  if (pass.input != nullptr) {
+    backend_.embed_token(pass.stream, weights_.embedding, pass.input->token_id, scale,
+                         space.hidden.slice(0, 1));
+  } else {
+    backend_.embed(pass.stream, weights_.embedding, pass.token_ids, scale,
+                   space.hidden.slice(0, tokens));
+  }
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     run_layer(pass, layer);
     if (pass.between_layers != nullptr) (*pass.between_layers)();
@@ -78,58 +98,82 @@ void Decoder::run_layer(const Pass& pass, std::size_t index) {
                                  /*accumulate=*/true};
   const AttentionParams attention{static_cast<float>(config_.attention_multiplier),
                                   static_cast<std::size_t>(config_.sliding_window[index])};
+  const Position position = pass.input != nullptr
+                                ? Position(pass.first_position, pass.input->position)
+                                : Position(pass.first_position);
 
   backend_.norm(pass.stream, layer.input_norm, hidden, normed);
   backend_.linear(pass.stream, layer.qkv, normed, qkv, {});
   backend_.rotate_and_store(pass.stream, attention_shape_, rotary(layer, pass.sequence_length),
-                            pass.first_position, qkv, kv);
-  backend_.attention(pass.stream, attention_shape_, attention, pass.first_position, qkv, kv,
-                     attended);
+                            position, qkv, kv);
+  backend_.attention(pass.stream, attention_shape_, attention, position, qkv, kv, attended);
   backend_.linear(pass.stream, layer.o_proj, attended, hidden, to_residual);
   backend_.norm(pass.stream, layer.post_attention_norm, hidden, normed);
   run_experts(pass, index);
 }
 
+std::size_t Decoder::num_slots(const LayerWeights& layer) const {
+  return (layer.experts.num_experts != 0 ? router_.top_k : 0) + (layer.has_shared_expert() ? 1 : 0);
+}
+
 void Decoder::run_experts(const Pass& pass, std::size_t index) {
   const LayerWeights& layer = weights_.layers[index];
   const std::size_t tokens = pass.token_ids.size();
-  const ExpertShape& shape = layer.experts;
-  const bool routed = shape.num_experts != 0;
-  const Activations normed = pass.workspace.normed.slice(0, tokens);
-  const Routing routing = pass.workspace.routing(
-      tokens, (routed ? router_.top_k : 0) + (layer.has_shared_expert() ? 1 : 0));
-  if (routed) {
-    const Activations logits = pass.workspace.router_logits.slice(0, tokens);
-    backend_.linear(pass.stream, {layer.router, nullptr}, normed, logits,
-                    {1, false, /*is_routing=*/true});
-    if (pass.record != nullptr && pass.record->options.with_logits) {
-      record_logits(pass, index, logits);
-    }
-    backend_.route(pass.stream, router_, logits, routing);
-  }
-  if (layer.has_shared_expert()) {
-    backend_.route_shared(pass.stream, layer.shared_gate,
-                          static_cast<std::int32_t>(shape.num_experts), normed, routing);
-  }
-  pass.stream.synchronize();  // the host needs the routing to name the segments
-  if (routed && pass.is_decoding && options_.replay) replay_routing(index, routing);
-  if (routed && pass.record != nullptr) record_routing(pass, index, routing);
+  const bool is_routed = layer.experts.num_experts != 0;
+  // The host names the segments, unless the device finds the experts by itself.
+  const bool for_host = !needs_no_host() || pass.record != nullptr;
+  choose_experts(pass, index, for_host);
+  if (for_host) backend_.wait_for_choice(pass.stream, 0);
+  if (is_routed && pass.is_decoding && options_.replay) replay_routing(pass, index);
+  const Routing on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
+  if (is_routed && pass.record != nullptr) record_routing(pass, index, on_host);
 
-  if (routed && cache_ != nullptr) {
-    compute_cached(pass, index, routing);
+  if (is_routed && cache_ != nullptr) {
+    compute_cached(pass, index, on_host);
   } else {
-    compute_resident(pass, layer, routing);
+    compute_resident(pass, index, on_host);
   }
   backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
                           pass.workspace.hidden.slice(0, tokens));
 }
 
-void Decoder::compute_resident(const Pass& pass, const LayerWeights& layer,
-                               const Routing& routing) {
+// A device predicts the next layer's experts in the same launch; on the host that would only come
+// before the demand of this layer.
+void Decoder::choose_experts(const Pass& pass, std::size_t index, bool for_host) {
+  const LayerWeights& layer = weights_.layers[index];
+  const std::size_t tokens = pass.token_ids.size();
+  std::vector<RouteRequest> requests(1);
+  RouteRequest& own = requests.front();
+  own.router = layer.router;
+  own.has_shared = layer.has_shared_expert();
+  own.shared_gate = layer.shared_gate;
+  own.x = pass.workspace.normed.slice(0, tokens);
+  own.logits = pass.workspace.router_logits.slice(0, tokens);
+  own.routing = pass.workspace.routing(tokens, num_slots(layer));
+  if (for_host) own.on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
+  is_predicted_ = false;
+  const auto next = layer_with_experts_from(index + 1);
+  if (!backend_.is_host() && cache_ != nullptr && pass.is_decoding && !options_.replay &&
+      !layer.router.empty() && next && cache_->wants_prefetch()) {
+    requests.push_back(predictor_.request(*next, pass.workspace.hidden.slice(0, 1)));
+    is_predicted_ = true;
+  }
+  backend_.choose_experts(pass.stream, router_, requests);
+  if (!layer.router.empty() && pass.record != nullptr && pass.record->options.with_logits) {
+    record_logits(pass, index, own.logits);
+  }
+}
+
+// `on_host`: the routing where the host can read it, if it needs to.
+void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routing& on_host) {
+  const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
+  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, on_host.tokens),
+                         pass.workspace.routing(on_host.tokens, on_host.slots));
+  if (needs_no_host()) return backend_.compute_all(pass.stream, *expert_tables_[index]);
   std::vector<std::uint8_t> active(shape.num_experts + 1, 0);
-  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
-    active[static_cast<std::size_t>(routing.expert_ids[pair])] = 1;
+  for (std::size_t pair = 0; pair < on_host.num_pairs(); ++pair) {
+    active[static_cast<std::size_t>(on_host.expert_ids[pair])] = 1;
   }
   std::vector<Segment> segments;
   for (std::size_t expert = 0; expert <= shape.num_experts; ++expert) {
@@ -144,18 +188,16 @@ void Decoder::compute_resident(const Pass& pass, const LayerWeights& layer,
           {expert, first, count, bytes.subspan(first * record_bytes, count * record_bytes)});
     }
   }
-  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, pass.token_ids.size()),
-                         routing);
   backend_.compute_segments(pass.stream, segments);
 }
 
-void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& routing) {
+void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
   std::vector<std::size_t> num_uses(shape.num_experts + 1, 0);
   std::vector<std::size_t> experts;  // in the router's order
-  for (std::size_t pair = 0; pair < routing.num_pairs(); ++pair) {
-    const auto expert = static_cast<std::size_t>(routing.expert_ids[pair]);
+  for (std::size_t pair = 0; pair < on_host.num_pairs(); ++pair) {
+    const auto expert = static_cast<std::size_t>(on_host.expert_ids[pair]);
     if (num_uses[expert]++ == 0 && !shape.is_shared(expert)) experts.push_back(expert);
   }
   // A prompt's empty slots go to the experts that it uses most.
@@ -167,8 +209,8 @@ void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing&
       cache_->acquire(index, experts, pass.is_decoding ? AccessMode::decode : AccessMode::prefill);
   // After the demand is queued, before anything waits for it.
   if (pass.is_decoding) prefetch_after(pass, index);
-  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, routing.tokens),
-                         routing);
+  backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, on_host.tokens),
+                         pass.workspace.routing(on_host.tokens, on_host.slots));
   if (num_uses[shape.num_experts] != 0) {
     const Segment shared{shape.num_experts, 0, shape.num_records(shape.num_experts),
                          layer.records_of(shape.num_experts)};
@@ -199,12 +241,18 @@ void Decoder::check_replay(const RoutingReplay& replay) const {
   }
 }
 
-void Decoder::replay_routing(std::size_t index, Routing routing) const {
+void Decoder::replay_routing(const Pass& pass, std::size_t index) const {
   const RoutingReplay& replay = *options_.replay;
   const std::size_t token = num_decoded_ % replay.tokens;
   const std::size_t row = (token * weights_.num_moe_layers() + weights_.moe_index(index));
+  const Routing on_host = pass.workspace.routing_on_host(1, num_slots(weights_.layers[index]));
   std::copy_n(replay.expert_ids.begin() + static_cast<std::ptrdiff_t>(row * router_.top_k),
-              router_.top_k, routing.expert_ids);
+              router_.top_k, on_host.expert_ids);
+  const Routing routing = pass.workspace.routing(1, on_host.slots);
+  if (routing.expert_ids == on_host.expert_ids) return;
+  backend_.copy(pass.stream, reinterpret_cast<std::byte*>(routing.expert_ids),
+                reinterpret_cast<const std::byte*>(on_host.expert_ids),
+                router_.top_k * sizeof(std::int32_t));
 }
 
 void Decoder::record_logits(const Pass& pass, std::size_t index, Activations logits) const {
@@ -227,48 +275,53 @@ void Decoder::record_routing(const Pass& pass, std::size_t index, const Routing&
   }
 }
 
+std::optional<std::size_t> Decoder::layer_with_experts_from(std::size_t index) const {
+  for (std::size_t layer = index; layer < weights_.layers.size(); ++layer) {
+    if (weights_.layers[layer].experts.num_experts != 0) return layer;
+  }
+  return std::nullopt;
+}
+
 // Predicts and prefetches the first layer with experts after `index`; after the last one, the first
 // for the token to come.
 void Decoder::prefetch_after(const Pass& pass, std::size_t index) {
   if (!cache_->wants_prefetch()) return;
-  for (std::size_t next = index + 1; next < weights_.layers.size(); ++next) {
-    if (weights_.layers[next].experts.num_experts != 0) {
-      return prefetch_layer(pass, next, num_decoded_);
-    }
-  }
-  if (index < weights_.layers.size()) return;
-  for (std::size_t next = 0; next < weights_.layers.size(); ++next) {
-    if (weights_.layers[next].experts.num_experts != 0) {
-      return prefetch_layer(pass, next, num_decoded_ + 1);
+  if (const auto next = layer_with_experts_from(index + 1)) {
+    prefetch_layer(pass, *next, /*is_for_next_token=*/false);
+  } else if (index >= weights_.layers.size()) {
+    is_predicted_ = false;
+    if (const auto first = layer_with_experts_from(0)) {
+      prefetch_layer(pass, *first, /*is_for_next_token=*/true);
     }
   }
 }
 
-void Decoder::prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token) {
-  std::vector<std::size_t> experts;
+void Decoder::prefetch_layer(const Pass& pass, std::size_t index, bool is_for_next_token) {
   if (options_.replay) {
     const RoutingReplay& replay = *options_.replay;
+    const std::uint64_t token = num_decoded_ + (is_for_next_token ? 1 : 0);
     const std::size_t row =
         token % replay.tokens * weights_.num_moe_layers() + weights_.moe_index(index);
-    for (std::size_t i = 0; i < router_.top_k; ++i) {
-      experts.push_back(static_cast<std::size_t>(replay.predicted_ids[row * router_.top_k + i]));
-    }
-  } else {
-    experts =
-        predictor_.predict(pass.stream, index, pass.workspace.hidden.slice(0, 1), router_.top_k);
+    const std::int32_t* predicted = replay.predicted_ids.data() + row * router_.top_k;
+    cache_->prefetch(index, std::vector<std::size_t>(predicted, predicted + router_.top_k));
+    return;
   }
-  cache_->prefetch(index, experts);
+  if (!is_predicted_) {
+    const RouteRequest request = predictor_.request(index, pass.workspace.hidden.slice(0, 1));
+    backend_.choose_experts(pass.stream, router_, {&request, 1});
+  }
+  backend_.wait_for_choice(pass.stream, is_predicted_ ? 1 : 0);
+  cache_->prefetch(index, predictor_.predicted());
 }
 
 RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_length) const {
-  const bool is_long =
-      !rope_.inv_freq_long.empty() && sequence_length > static_cast<std::size_t>(rope_.long_above);
+  const bool takes_long = is_long(sequence_length);
   RotaryParams params;
-  params.inv_freq = is_long ? rope_.inv_freq_long.data() : rope_.inv_freq.data();
+  params.inv_freq = takes_long ? rope_.inv_freq_long.data() : rope_.inv_freq.data();
   if (device_rope_) {
-    params.inv_freq = device_rope_->as<float>() + (is_long ? rope_.inv_freq.size() : 0);
+    params.inv_freq = device_rope_->as<float>() + (takes_long ? rope_.inv_freq.size() : 0);
   }
-  params.scale = is_long ? rope_.scale_long : rope_.scale;
+  params.scale = takes_long ? rope_.scale_long : rope_.scale;
   params.q_norm = layer.q_norm;
   params.k_norm = layer.k_norm;
   params.norm_per_head = config_.qk_norm == QkNorm::per_head;
@@ -276,20 +329,26 @@ RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_len
   return params;
 }
 
-void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations logits) const {
+void Decoder::issue_logits(const Pass& pass, std::size_t first, std::size_t rows) const {
   const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
                             /*accumulate=*/false};
-  const Activations& staged = pass.workspace.logits;
+  backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, rows),
+                  pass.workspace.logits.slice(0, rows), output);
+}
+
+void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations logits) const {
   if (backend_.is_host()) {
+    const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
+                              /*accumulate=*/false};
     backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, logits.rows),
                     logits, output);
     pass.stream.synchronize();
     return;
   }
+  const Activations& staged = pass.workspace.logits;
   for (std::size_t done = 0; done < logits.rows; done += staged.rows) {
     const std::size_t rows = std::min(staged.rows, logits.rows - done);
-    backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first + done, rows),
-                    staged.slice(0, rows), output);
+    issue_logits(pass, first + done, rows);
     for (std::size_t row = 0; row < rows; ++row) {
       backend_.copy(pass.stream, reinterpret_cast<std::byte*>(logits.row(done + row)),
                     reinterpret_cast<const std::byte*>(staged.row(row)),

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -39,6 +40,12 @@ class Decoder {
   Decoder(const ModelConfig& config, const ModelWeights& weights, Backend& backend,
           ExpertCache* cache, const DecoderOptions& options);
 
+  // Where a recorded pass finds its token and its position, on the device.
+  struct InputOnDevice {
+    const std::int32_t* token_id;
+    const std::int32_t* position;
+  };
+
   // What a pass works on: one sequence's KV cache and memory for activations.
   struct Pass {
     Stream& stream;
@@ -50,6 +57,9 @@ class Decoder {
     bool is_decoding = false;         // one token, and not the rest of a longer prompt
     const Checkpointer* between_layers = nullptr;
     RoutingRecord* record = nullptr;  // told of the routing
+    // In place of token_ids and first_position, of which the latter is then the largest that may
+    // come.
+    const InputOnDevice* input = nullptr;
   };
 
   // Runs all layers and leaves the normalised last hidden states in workspace.normed.
@@ -57,20 +67,35 @@ class Decoder {
   // logits[i] = head(workspace.normed[first + i])
   void compute_logits(const Pass& pass, std::size_t first, Activations logits) const;
 
+  // The same of `rows` rows into workspace.logits, without waiting for them; on devices only.
+  void issue_logits(const Pass& pass, std::size_t first, std::size_t rows) const;
+
+  // Whether the device can decode a token without the host, so that the pass can be recorded.
+  bool needs_no_host() const { return !expert_tables_.empty(); }
+  // Whether a sequence of this length takes other rotary frequencies than a short one.
+  bool is_long(std::size_t sequence_length) const {
+    return !rope_.inv_freq_long.empty() &&
+           sequence_length > static_cast<std::size_t>(rope_.long_above);
+  }
+
   // Bytes of weights and KV cache that decoding one token reads, at a position.
   std::size_t decode_bytes(std::size_t position) const;
 
  private:
   void run_layer(const Pass& pass, std::size_t index);
   void run_experts(const Pass& pass, std::size_t index);
-  void compute_resident(const Pass& pass, const LayerWeights& layer, const Routing& routing);
-  void compute_cached(const Pass& pass, std::size_t index, const Routing& routing);
+  void choose_experts(const Pass& pass, std::size_t index, bool for_host);
+  std::size_t num_slots(const LayerWeights& layer) const;
+  std::optional<std::size_t> layer_with_experts_from(std::size_t index) const;
+  void make_expert_tables();
+  void compute_resident(const Pass& pass, std::size_t index, const Routing& on_host);
+  void compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
   void check_replay(const RoutingReplay& replay) const;
-  void replay_routing(std::size_t index, Routing routing) const;
+  void replay_routing(const Pass& pass, std::size_t index) const;
   void record_logits(const Pass& pass, std::size_t index, Activations logits) const;
   void record_routing(const Pass& pass, std::size_t index, const Routing& routing) const;
   void prefetch_after(const Pass& pass, std::size_t index);
-  void prefetch_layer(const Pass& pass, std::size_t index, std::uint64_t token);
+  void prefetch_layer(const Pass& pass, std::size_t index, bool is_for_next_token);
   void move_rope();
   RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;
 
@@ -80,6 +105,8 @@ class Decoder {
   ExpertCache* cache_;
   DecoderOptions options_;
   NextLayerRouter predictor_;
+  bool is_predicted_ = false;  // the layer's own choice came with that of the next one
+  std::vector<std::unique_ptr<DeviceBuffer>> expert_tables_;  // (layers); see needs_no_host()
   std::uint64_t num_decoded_ = 0;
   AttentionShape attention_shape_;
   RouterParams router_;

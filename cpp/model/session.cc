@@ -9,9 +9,17 @@ namespace moerun {
 Session::Session(std::shared_ptr<Model> model)
     : model_(std::move(model)),
       memory_(model_->borrow_pass_memory()),
-      kv_cache_(model_->config(), model_->context_length(), *model_->backend_) {}
+      kv_cache_(model_->config(), model_->context_length(), *model_->backend_) {
+  if (model_->decoder_->needs_no_host()) {
+    graph_ = std::make_unique<DecodeGraph>(*model_->decoder_, *model_->backend_,
+                                           static_cast<std::size_t>(model_->config().vocab_size));
+  }
+}
 
-Session::~Session() { model_->return_pass_memory(std::move(memory_)); }
+Session::~Session() {
+  graph_.reset();  // recorded on a stream that goes back
+  model_->return_pass_memory(std::move(memory_));
+}
 
 void Session::append(std::span<const std::int32_t> token_ids, std::span<float> logits,
                      const Checkpointer& between_layers, RoutingRecord* record) {
@@ -39,6 +47,11 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
                              token_ids.size() == 1,
                              between_layers ? &between_layers : nullptr,
                              record};
+    if (graph_ && pass.is_decoding && record == nullptr) {
+      graph_->run(pass, logits);
+      ++num_tokens_;
+      continue;
+    }
     model_->decoder_->run(pass);
     if (record != nullptr && record->options.with_predictions) record_predictions(pass, *record);
     if (all_logits) {

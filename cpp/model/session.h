@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "model/decode_graph.h"
 #include "model/kv_cache.h"
 #include "model/model.h"
 #include "model/workspace.h"
@@ -36,6 +37,7 @@ class Session {
   std::shared_ptr<Model> model_;
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   KvCache kv_cache_;
+  std::unique_ptr<DecodeGraph> graph_;  // where the device needs no host to decode
   std::size_t num_tokens_ = 0;
 };
 

@@ -18,8 +18,13 @@ Workspace::Workspace(const ModelConfig& config, std::size_t max_tokens, Backend&
     logits = make(std::min(kLogitRows, max_tokens), static_cast<std::size_t>(config.vocab_size));
   }
   const std::size_t pairs = max_tokens * (static_cast<std::size_t>(config.top_k) + 1);
-  expert_ids_ = backend.allocate(pairs * sizeof(std::int32_t), "expert ids", MemoryUse::shared);
-  expert_weights_ = backend.allocate(pairs * sizeof(float), "expert weights", MemoryUse::shared);
+  routing_ = make_routing(pairs, MemoryUse::streamed);
+  if (!backend.is_host()) routing_on_host_ = make_routing(pairs, MemoryUse::shared);
+}
+
+Workspace::RoutingMemory Workspace::make_routing(std::size_t pairs, MemoryUse use) {
+  return {backend_.allocate(pairs * sizeof(std::int32_t), "expert ids", use),
+          backend_.allocate(pairs * sizeof(float), "expert weights", use)};
 }
 
 Activations Workspace::make(std::size_t rows, std::size_t cols) {
@@ -29,12 +34,19 @@ Activations Workspace::make(std::size_t rows, std::size_t cols) {
   return {memory_.back()->as<float>(), rows, cols, pitch};
 }
 
-Routing Workspace::routing(std::size_t tokens, std::size_t slots) {
-  return {expert_ids_->as<std::int32_t>(), expert_weights_->as<float>(), tokens, slots};
+Routing Workspace::routing(std::size_t tokens, std::size_t slots) const {
+  return {routing_.expert_ids->as<std::int32_t>(), routing_.expert_weights->as<float>(), tokens,
+          slots};
+}
+
+Routing Workspace::routing_on_host(std::size_t tokens, std::size_t slots) const {
+  if (!routing_on_host_.expert_ids) return routing(tokens, slots);
+  return {routing_on_host_.expert_ids->as<std::int32_t>(),
+          routing_on_host_.expert_weights->as<float>(), tokens, slots};
 }
 
 std::size_t Workspace::bytes() const {
-  std::size_t total = expert_ids_->size() + expert_weights_->size();
+  std::size_t total = routing_.expert_ids->size() + routing_.expert_weights->size();
   for (const auto& memory : memory_) total += memory->size();
   return total;
 }

@@ -25,7 +25,9 @@ class Workspace {
   Activations logits;
   static constexpr std::size_t kLogitRows = 64;
 
-  Routing routing(std::size_t tokens, std::size_t slots);
+  // In memory of the device, and a copy that the host reads: the same memory where it can be.
+  Routing routing(std::size_t tokens, std::size_t slots) const;
+  Routing routing_on_host(std::size_t tokens, std::size_t slots) const;
   std::size_t max_tokens() const { return max_tokens_; }
   std::size_t bytes() const;
 
@@ -35,8 +37,14 @@ class Workspace {
   Backend& backend_;
   std::size_t max_tokens_;
   std::vector<std::unique_ptr<DeviceBuffer>> memory_;
-  std::unique_ptr<DeviceBuffer> expert_ids_;
-  std::unique_ptr<DeviceBuffer> expert_weights_;
+  struct RoutingMemory {
+    std::unique_ptr<DeviceBuffer> expert_ids;
+    std::unique_ptr<DeviceBuffer> expert_weights;
+  };
+  RoutingMemory make_routing(std::size_t pairs, MemoryUse use);
+
+  RoutingMemory routing_;
+  RoutingMemory routing_on_host_;  // nothing where the device computes in host memory
 };
 
 }  // namespace moerun

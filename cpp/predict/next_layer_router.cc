@@ -1,12 +1,11 @@
 #include "predict/next_layer_router.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace moerun {
 
-NextLayerRouter::NextLayerRouter(const ModelWeights& weights, Backend& backend)
-    : weights_(weights), backend_(backend) {
+NextLayerRouter::NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend)
+    : weights_(weights), top_k_(top_k) {
   std::size_t hidden = 0;
   std::size_t experts = 0;
   for (const LayerWeights& layer : weights.layers) {
@@ -14,31 +13,37 @@ NextLayerRouter::NextLayerRouter(const ModelWeights& weights, Backend& backend)
     experts = std::max(experts, layer.experts.num_experts);
   }
   const std::size_t pitch = padded(hidden);
-  memory_ = backend.allocate((pitch + padded(experts)) * sizeof(float), "predicting experts",
-                             MemoryUse::shared);
+  const std::size_t slots = padded(top_k);
+  memory_ = backend.allocate((pitch + padded(experts) + 2 * slots) * sizeof(float),
+                             "predicting experts", MemoryUse::streamed);
   normed_ = {memory_->as<float>(), 1, hidden, pitch};
-  logits_ = {memory_->as<float>() + pitch, 1, experts, padded(experts)};
+  logits_ = {normed_.data + pitch, 1, experts, padded(experts)};
+  const auto routing_at = [&](float* weights_at) {
+    return Routing{reinterpret_cast<std::int32_t*>(weights_at + slots), weights_at, 1, top_k};
+  };
+  routing_ = on_host_ = routing_at(logits_.data + padded(experts));
+  if (backend.is_host()) return;
+  host_memory_ =
+      backend.allocate(2 * slots * sizeof(float), "predicted experts", MemoryUse::shared);
+  on_host_ = routing_at(host_memory_->as<float>());
 }
 
-std::vector<std::size_t> NextLayerRouter::predict(Stream& stream, std::size_t layer,
-                                                  Activations hidden, std::size_t count) {
+RouteRequest NextLayerRouter::request(std::size_t layer, Activations hidden) const {
   const LayerWeights& weights = weights_.layers[layer];
-  Activations logits = logits_;
-  logits.cols = weights.experts.num_experts;
-  backend_.norm(stream, weights.post_attention_norm, hidden, normed_);
-  backend_.linear(stream, {weights.router, nullptr}, normed_, logits,
-                  {1, false, /*is_routing=*/true});
-  stream.synchronize();
-  std::vector<std::size_t> experts(logits.cols);
-  std::iota(experts.begin(), experts.end(), std::size_t{0});
-  const std::size_t wanted = std::min(count, experts.size());
-  const float* scores = logits.row(0);
-  std::partial_sort(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(wanted),
-                    experts.end(), [scores](std::size_t a, std::size_t b) {
-                      return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-                    });
-  experts.resize(wanted);
-  return experts;
+  RouteRequest request;
+  request.router = weights.router;
+  request.norm = &weights.post_attention_norm;
+  request.x = hidden;
+  request.normed = normed_;
+  request.logits = logits_;
+  request.logits.cols = weights.experts.num_experts;
+  request.routing = routing_;
+  request.on_host = on_host_;
+  return request;
+}
+
+std::vector<std::size_t> NextLayerRouter::predicted() const {
+  return {on_host_.expert_ids, on_host_.expert_ids + top_k_};
 }
 
 }  // namespace moerun

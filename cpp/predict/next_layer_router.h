@@ -13,21 +13,24 @@ namespace moerun {
 
 class NextLayerRouter {
  public:
-  // Both must outlive this object.
-  NextLayerRouter(const ModelWeights& weights, Backend& backend);
+  // Predicts `top_k` experts. Both must outlive this object.
+  NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend);
 
-  // The `count` experts that the router of `layer` scores highest for `hidden` (one token of the
-  // residual stream, before any norm), likeliest first; of equals the lower index. Not for several
-  // threads at once.
-  std::vector<std::size_t> predict(Stream& stream, std::size_t layer, Activations hidden,
-                                   std::size_t count);
+  // For Backend::choose_experts(): the router of `layer`, applied to `hidden` (one token of the
+  // residual stream, before any norm).
+  RouteRequest request(std::size_t layer, Activations hidden) const;
+  // What the last such request chose, the highest score first; after Backend::wait_for_choice().
+  std::vector<std::size_t> predicted() const;
 
  private:
   const ModelWeights& weights_;
-  Backend& backend_;
+  std::size_t top_k_;
   std::unique_ptr<DeviceBuffer> memory_;
+  std::unique_ptr<DeviceBuffer> host_memory_;  // null where the device computes in host memory
   Activations normed_;
   Activations logits_;
+  Routing routing_;
+  Routing on_host_;
 };
 
 }  // namespace moerun

@@ -35,6 +35,7 @@ struct Work {
 
 struct Stream {
   std::deque<Work> work;
+  std::unique_ptr<std::vector<Work>> recording;  // where work goes instead
 };
 
 struct Allocation {
@@ -108,6 +109,29 @@ void run_while(const std::function<bool()>& is_left) {
 
 Stream& stream_of(void* handle) { return *static_cast<Stream*>(handle); }
 
+void issue(void* handle, Work work) {
+  Stream& stream = stream_of(handle);
+  if (stream.recording == nullptr) {
+    stream.work.push_back(std::move(work));
+  } else if (work.kind == Kind::kernel || work.kind == Kind::copy) {
+    stream.recording->push_back(std::move(work));
+  } else {
+    throw DeviceError("an event was used in a stream that is being recorded");
+  }
+}
+
+void check_not_recording(const Stream& stream) {
+  if (stream.recording != nullptr) {
+    throw DeviceError("somebody waits for a stream that is being recorded");
+  }
+}
+
+void check_nothing_is_recorded() {
+  for (const auto& stream : device().streams) {
+    if (stream->recording != nullptr) throw DeviceError("memory was asked for in a recording");
+  }
+}
+
 template <typename Owned>
 void erase(std::vector<std::unique_ptr<Owned>>& all, void* one) {
   std::erase_if(all, [one](const auto& owned) { return owned.get() == one; });
@@ -149,6 +173,7 @@ void destroy_event(void* event) { erase(device().events, event); }
 
 void* allocate(std::size_t bytes, const char* what) {
   Device& all = device();
+  check_nothing_is_recorded();
   if (bytes > all.limit - std::min(all.limit, all.bytes)) {
     throw OutOfMemory(message(what, ": ", bytes, " bytes were asked for, ",
                               all.limit - std::min(all.limit, all.bytes), " are free"));
@@ -184,31 +209,46 @@ void set_memory_limit(std::size_t bytes) { device().limit = bytes; }
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name) {
   const std::uint64_t seed = device().random();
-  stream_of(stream).work.push_back({Kind::kernel, [grid, seed, kernel = std::move(kernel), name] {
-                                      try {
-                                        run_grid(grid, seed, kernel);
-                                      } catch (const std::exception& error) {
-                                        throw DeviceError(message(name, ": ", error.what()));
-                                      }
-                                    }});
+  issue(stream, {Kind::kernel, [grid, seed, kernel = std::move(kernel), name] {
+                   try {
+                     run_grid(grid, seed, kernel);
+                   } catch (const std::exception& error) {
+                     throw DeviceError(message(name, ": ", error.what()));
+                   }
+                 }});
 }
 
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes) {
-  stream_of(stream).work.push_back({Kind::copy, [=] { std::memcpy(destination, source, bytes); }});
+  issue(stream, {Kind::copy, [=] { std::memcpy(destination, source, bytes); }});
 }
 
 void record_event(void* stream, void* event) {
   auto* recorded = static_cast<Event*>(event);
-  stream_of(stream).work.push_back({Kind::record, {}, recorded, ++recorded->num_recorded});
+  issue(stream, {Kind::record, {}, recorded, recorded->num_recorded + 1});
+  ++recorded->num_recorded;
 }
 
 void wait_for_event(void* stream, void* event) {
   if (device().are_waits_broken) return;
   auto* awaited = static_cast<Event*>(event);
-  stream_of(stream).work.push_back({Kind::wait, {}, awaited, awaited->num_recorded});
+  issue(stream, {Kind::wait, {}, awaited, awaited->num_recorded});
 }
 
+void begin_recording(void* stream) {
+  check_not_recording(stream_of(stream));
+  stream_of(stream).recording = std::make_unique<std::vector<Work>>();
+}
+
+void* end_recording(void* stream) { return stream_of(stream).recording.release(); }
+
+void launch_graph(void* stream, const void* graph) {
+  for (const Work& work : *static_cast<const std::vector<Work>*>(graph)) issue(stream, work);
+}
+
+void destroy_graph(void* graph) { delete static_cast<std::vector<Work>*>(graph); }
+
 void synchronize_stream(void* stream) {
+  check_not_recording(stream_of(stream));
   run_while([&] { return !stream_of(stream).work.empty(); });
 }
 

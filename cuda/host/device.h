@@ -37,6 +37,13 @@ void issue_copy(void* stream, void* destination, const void* source, std::size_t
 void record_event(void* stream, void* event);
 void wait_for_event(void* stream, void* event);  // the stream does
 
+// What is issued to the stream in between is kept and not run; waiting for the stream, recording and
+// waiting for events are errors there, as is allocating memory.
+void begin_recording(void* stream);
+void* end_recording(void* stream);  // a graph
+void launch_graph(void* stream, const void* graph);
+void destroy_graph(void* graph);
+
 // From now on every call that runs work throws this.
 void spoil(std::exception_ptr failure);
 

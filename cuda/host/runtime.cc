@@ -46,6 +46,26 @@ void copy_async(StreamHandle stream, std::byte* destination, const std::byte* so
   cuda_host::issue_copy(stream.value, destination, source, bytes);
 }
 
+void wait_for_flag(StreamHandle, const std::uint32_t* flag, std::uint32_t value) {
+  cuda_host::run_until([=] { return *flag == value; });
+}
+
+DeviceGraph::DeviceGraph(StreamHandle stream) : stream_(stream) {
+  cuda_host::begin_recording(stream.value);
+}
+
+DeviceGraph::~DeviceGraph() {
+  if (is_recording_) cuda_host::destroy_graph(cuda_host::end_recording(stream_.value));
+  if (graph_ != nullptr) cuda_host::destroy_graph(graph_);
+}
+
+void DeviceGraph::finish() {
+  is_recording_ = false;
+  graph_ = cuda_host::end_recording(stream_.value);
+}
+
+void DeviceGraph::launch() { cuda_host::launch_graph(stream_.value, graph_); }
+
 void fill_with_zeros(const DeviceMemory& memory) {
   std::fill_n(memory.data(), memory.size(), std::byte{0});
 }

@@ -14,7 +14,7 @@ std::size_t attention_scratch_bytes(const AttentionShape& shape, std::size_t max
 }
 
 void attention(StreamHandle stream, const AttentionShape& shape, const AttentionParams& params,
-               std::size_t first_position, Activations qkv, const KvLayer& kv, Activations out,
+               Position first_position, Activations qkv, const KvLayer& kv, Activations out,
                float* scratch, std::size_t scratch_bytes) {
   if (qkv.rows == 0) return;
   if (shape.head_dim > kMaxHeadDim || shape.head_dim % 4 != 0) {
@@ -25,8 +25,8 @@ void attention(StreamHandle stream, const AttentionShape& shape, const Attention
     throw InvalidArgument(message("attention: ", shape.num_heads, " heads cannot share ",
                                   shape.num_kv_heads, " KV heads evenly"));
   }
-  if (first_position + qkv.rows > kv.capacity) {
-    throw InvalidArgument(message("attention: position ", first_position + qkv.rows - 1,
+  if (first_position.value + qkv.rows > kv.capacity) {
+    throw InvalidArgument(message("attention: position ", first_position.value + qkv.rows - 1,
                                   " in a KV cache of ", kv.capacity, " tokens"));
   }
   check_activations(qkv, "attention");
@@ -43,7 +43,8 @@ void attention(StreamHandle stream, const AttentionShape& shape, const Attention
       .out = out.data,
       .out_pitch = out.pitch,
       .scratch = scratch,
-      .first_position = first_position,
+      .first_position = first_position.value,
+      .position_on_device = first_position.on_device,
       .window = params.window,
       .tokens = static_cast<unsigned>(qkv.rows),
       .num_heads = static_cast<unsigned>(shape.num_heads),
@@ -52,10 +53,10 @@ void attention(StreamHandle stream, const AttentionShape& shape, const Attention
       .scale = params.scale,
   };
   if (qkv.rows > 1) return launch_attention_prefill(stream, arguments);
-  const std::size_t needed = attention_scratch_bytes(shape, 1, first_position + 1);
+  const std::size_t needed = attention_scratch_bytes(shape, 1, first_position.value + 1);
   if (scratch_bytes < needed) {
     throw InvalidArgument(message("attention: ", scratch_bytes, " bytes of scratch memory; ",
-                                  needed, " are needed at position ", first_position));
+                                  needed, " are needed at position ", first_position.value));
   }
   launch_attention_decode(stream, arguments);
 }

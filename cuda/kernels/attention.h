@@ -19,7 +19,7 @@ std::size_t attention_scratch_bytes(const AttentionShape& shape, std::size_t max
 // `scratch`, of the device, is used until the stream has run this. InvalidArgument unless head_dim
 // is a multiple of 4 up to kMaxHeadDim and scratch is large enough.
 void attention(StreamHandle stream, const AttentionShape& shape, const AttentionParams& params,
-               std::size_t first_position, Activations qkv, const KvLayer& kv, Activations out,
+               Position first_position, Activations qkv, const KvLayer& kv, Activations out,
                float* scratch, std::size_t scratch_bytes);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -7,11 +7,11 @@ namespace {
 // A block adds the splits of one head in their order; a thread takes every num_threads()-th column.
 // Shared memory: a factor and a weighted sum for each split.
 // Preconditions: at most kMaxSplits splits.
-MOERUN_KERNEL combine_kernel(DecodeArguments arguments) {
-  const AttentionArguments& a = arguments.all;
+MOERUN_KERNEL combine_kernel(AttentionArguments a) {
+  const unsigned count = splits_of(a).count;
+  if (count == 1) return;  // the block that computed it wrote the result
   auto* factors = shared_memory<float>();
   float* sums = factors + kMaxSplits;
-  const unsigned count = arguments.splits.count;
   const std::size_t pitch = a.head_dim + kPartialExtra;
   const float* partials = a.scratch + std::size_t{block_x()} * count * pitch;
   float largest = -INFINITY;
@@ -38,11 +38,10 @@ MOERUN_KERNEL combine_kernel(DecodeArguments arguments) {
 
 }  // namespace
 
-void launch_attention_combine(StreamHandle stream, const DecodeArguments& arguments) {
-  const AttentionArguments& a = arguments.all;
+void launch_attention_combine(StreamHandle stream, const AttentionArguments& a) {
   const unsigned threads = (a.head_dim + kWarpSize - 1) / kWarpSize * kWarpSize;
-  launch<combine_kernel>(stream, {a.num_heads, 1, 1, threads, 2 * kMaxSplits * sizeof(float)},
-                         arguments, "attention_combine");
+  launch<combine_kernel>(stream, {a.num_heads, 1, 1, threads, 2 * kMaxSplits * sizeof(float)}, a,
+                         "attention_combine");
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

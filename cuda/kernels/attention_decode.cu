@@ -9,21 +9,13 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
 
 constexpr unsigned kThreads = 128;
-constexpr unsigned kTileKeys = 64;  // whose scores a block holds
-constexpr unsigned kMaxHeads = 8;   // of one KV head, that a block computes together
+constexpr unsigned kMaxHeads = 8;  // of one KV head, that a block computes together
 
 // Lanes that share a key, so that they read 128 neighbouring bytes at a time.
 constexpr unsigned kLanesPerKey = 8;
 constexpr unsigned kKeysPerWarp = kWarpSize / kLanesPerKey;
 constexpr unsigned kKeysPerPass = kThreads / kLanesPerKey;
 constexpr unsigned kPasses = kTileKeys / kKeysPerPass;
-
-Splits split_keys(std::size_t num_keys) {
-  const std::size_t num_tiles = (num_keys + kTileKeys - 1) / kTileKeys;
-  const std::size_t tiles_per_split = (num_tiles + kMaxSplits - 1) / kMaxSplits;
-  return {tiles_per_split * kTileKeys,
-          static_cast<unsigned>((num_tiles + tiles_per_split - 1) / tiles_per_split)};
-}
 
 // Shared memory of a block for kHeads heads.
 template <unsigned kHeads>
@@ -127,6 +119,8 @@ MOERUN_DEVICE void softmax_tile(const Shared<kHeads>& shared) {
 template <unsigned kHeads>
 MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
   const AttentionArguments& a = arguments.all;
+  const Splits splits = splits_of(a);
+  if (block_x() >= splits.count) return;
   const Shared<kHeads> shared(a.head_dim);
   const unsigned group = a.num_heads / a.num_kv_heads;
   const unsigned kv_head = block_y() / arguments.head_blocks;
@@ -135,9 +129,9 @@ MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
   const unsigned num_heads = group - head_in_group < kHeads ? group - head_in_group : kHeads;
   const float* keys = a.keys + kv_head * a.capacity * a.kv_pitch;
   const float* values = a.values + kv_head * a.capacity * a.kv_pitch;
-  const std::size_t begin = arguments.first_key + block_x() * arguments.splits.keys_per_split;
-  const std::size_t own_end = begin + arguments.splits.keys_per_split;
-  const std::size_t end = own_end < arguments.end_key ? own_end : arguments.end_key;
+  const std::size_t begin = splits.first_key + block_x() * splits.keys_per_split;
+  const std::size_t own_end = begin + splits.keys_per_split;
+  const std::size_t end = own_end < splits.end_key ? own_end : splits.end_key;
 
   for (unsigned i = thread_x(); i < kHeads * a.head_dim; i += kThreads) {
     // Heads that the group does not have are computed as its last, and not written.
@@ -198,12 +192,11 @@ MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
     float sum = 0;
     for (unsigned g = 0; g < key_step; ++g)
       sum += shared.partials[(g * kHeads + h) * lanes * 4 + d];
-    if (arguments.splits.count == 1) {
+    if (splits.count == 1) {
       a.out[(first_head + h) * a.head_dim + d] = sum / shared.sums[h];
       continue;
     }
-    float* partial =
-        a.scratch + (std::size_t{first_head + h} * arguments.splits.count + block_x()) * pitch;
+    float* partial = a.scratch + (std::size_t{first_head + h} * splits.count + block_x()) * pitch;
     partial[d] = sum;
     if (d == 0) {
       partial[a.head_dim] = shared.largest[h];
@@ -213,15 +206,15 @@ MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
 }
 
 template <unsigned kHeads>
-void launch_splits(StreamHandle stream, DecodeArguments arguments) {
+void launch_splits(StreamHandle stream, DecodeArguments arguments, unsigned max_splits) {
   const AttentionArguments& a = arguments.all;
   const unsigned group = a.num_heads / a.num_kv_heads;
   arguments.head_blocks = (group + kHeads - 1) / kHeads;
   const std::size_t shared = Shared<kHeads>::kFloats + std::size_t{kHeads} * a.head_dim;
-  launch<decode_kernel<kHeads>>(stream,
-                                {arguments.splits.count, a.num_kv_heads * arguments.head_blocks, 1,
-                                 kThreads, shared * sizeof(float)},
-                                arguments, "attention_decode");
+  launch<decode_kernel<kHeads>>(
+      stream,
+      {max_splits, a.num_kv_heads * arguments.head_blocks, 1, kThreads, shared * sizeof(float)},
+      arguments, "attention_decode");
 }
 
 }  // namespace
@@ -234,22 +227,27 @@ std::size_t decode_scratch_floats(std::size_t num_heads, std::size_t head_dim,
 }
 
 void launch_attention_decode(StreamHandle stream, const AttentionArguments& a) {
-  const std::size_t end = a.first_position + 1;
-  const std::size_t first = a.window != 0 && end > a.window ? end - a.window : 0;
-  DecodeArguments arguments{a, first, end, split_keys(end - first), 1, kLanesPerKey};
+  const Splits splits = split_keys(a.first_position, a.window);
+  // Of fewer keys there may be more splits, but never more than tiles.
+  const std::size_t num_keys = splits.end_key - splits.first_key;
+  const std::size_t num_tiles = (num_keys + kTileKeys - 1) / kTileKeys;
+  const unsigned max_splits =
+      a.position_on_device == nullptr
+          ? splits.count
+          : static_cast<unsigned>(std::min<std::size_t>(kMaxSplits, num_tiles));
+  DecodeArguments arguments{a, 1, kLanesPerKey};
   while (arguments.lanes_per_value * 4 < a.head_dim) arguments.lanes_per_value *= 2;
   const unsigned group = a.num_heads / a.num_kv_heads;
   if (group == 1) {
-    launch_splits<1>(stream, arguments);
+    launch_splits<1>(stream, arguments, max_splits);
   } else if (group == 2) {
-    launch_splits<2>(stream, arguments);
+    launch_splits<2>(stream, arguments, max_splits);
   } else if (group <= 4) {
-    launch_splits<4>(stream, arguments);
+    launch_splits<4>(stream, arguments, max_splits);
   } else {
-    launch_splits<kMaxHeads>(stream, arguments);
+    launch_splits<kMaxHeads>(stream, arguments, max_splits);
   }
-  if (arguments.splits.count == 1) return;
-  launch_attention_combine(stream, arguments);
+  if (max_splits > 1) launch_attention_combine(stream, a);
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/launch.h"
 
@@ -17,8 +18,9 @@ struct AttentionArguments {
   float* out;  // (tokens, num_heads * head_dim)
   std::size_t out_pitch;
   float* scratch;
-  std::size_t first_position;
-  std::size_t window;  // 0: none
+  std::size_t first_position;              // the largest that may be on the device, if it is there
+  const std::int32_t* position_on_device;  // one token only; null: first_position
+  std::size_t window;                      // 0: none
   unsigned tokens;
   unsigned num_heads;
   unsigned num_kv_heads;

@@ -11,6 +11,7 @@
 
 #if defined(__CUDACC__)
 #define MOERUN_DEVICE __device__ __forceinline__
+#define MOERUN_HOST_DEVICE __host__ __device__ inline
 #define MOERUN_KERNEL __global__ void
 #define MOERUN_UNROLL _Pragma("unroll")
 // After MOERUN_KERNEL: registers for so many blocks of so many threads a multiprocessor.
@@ -22,6 +23,7 @@
 
 #include "host/grid.h"
 #define MOERUN_DEVICE inline
+#define MOERUN_HOST_DEVICE inline
 #define MOERUN_KERNEL inline void
 #define MOERUN_UNROLL
 #define MOERUN_BOUNDS(threads, blocks)
@@ -82,6 +84,20 @@ MOERUN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "
 template <unsigned kGroupsLeft>
 MOERUN_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
+}
+
+// What another block has written, past this block's own cache.
+MOERUN_DEVICE float load_fresh(const float* address) { return __ldcg(address); }
+// What the thread wrote before it is seen by other blocks, or by the host, no later than what it
+// writes after it.
+MOERUN_DEVICE void fence_for_device() { __threadfence(); }
+MOERUN_DEVICE void fence_for_host() { __threadfence_system(); }
+MOERUN_DEVICE void store_for_host(std::uint32_t* address, std::uint32_t value) {
+  *static_cast<volatile std::uint32_t*>(address) = value;
+}
+// Returns what was there.
+MOERUN_DEVICE std::uint32_t add_atomically(std::uint32_t* address, std::uint32_t value) {
+  return atomicAdd(address, value);
 }
 
 MOERUN_DEVICE float to_float_f16(std::uint16_t bits) {
@@ -168,6 +184,16 @@ MOERUN_DEVICE void commit_copies() { cuda_host::commit_copies(); }
 template <unsigned kGroupsLeft>
 MOERUN_DEVICE void wait_for_copies() {
   cuda_host::wait_for_copies(kGroupsLeft);
+}
+MOERUN_DEVICE float load_fresh(const float* address) { return *address; }
+MOERUN_DEVICE void fence_for_device() {}
+MOERUN_DEVICE void fence_for_host() {}
+MOERUN_DEVICE void store_for_host(std::uint32_t* address, std::uint32_t value) { *address = value; }
+// Threads are fibres of one thread.
+MOERUN_DEVICE std::uint32_t add_atomically(std::uint32_t* address, std::uint32_t value) {
+  const std::uint32_t before = *address;
+  *address = before + value;
+  return before;
 }
 MOERUN_DEVICE float to_float_f16(std::uint16_t bits) { return f16_to_float(bits); }
 MOERUN_DEVICE float to_float_bf16(std::uint16_t bits) { return bf16_to_float(bits); }

@@ -18,7 +18,8 @@ struct RotateArguments {
   std::size_t capacity;
   std::size_t kv_pitch;
   std::size_t first_position;
-  const float* inv_freq;  // (head_dim / 2)
+  const std::int32_t* position_on_device;  // in its place, or null
+  const float* inv_freq;                   // (head_dim / 2)
   float scale;
   const float* q_weight;  // (head_dim) or (num_heads * head_dim)?
   const float* k_weight;
@@ -122,7 +123,10 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
   float* inverses = sines + half;
   float* warp_sums = inverses + num_rotated;
   float* row = a.qkv + block_x() * a.pitch;
-  const std::size_t position = a.first_position + block_x();
+  const std::size_t first_position = a.position_on_device != nullptr
+                                         ? static_cast<std::size_t>(*a.position_on_device)
+                                         : a.first_position;
+  const std::size_t position = first_position + block_x();
 
   for (unsigned i = thread_x(); i < half; i += kThreads) {
     const float angle = static_cast<float>(position) * a.inv_freq[i];
@@ -163,7 +167,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
 }  // namespace
 
 void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const RotaryParams& rotary,
-                      std::size_t first_position, Activations qkv, const KvLayer& kv) {
+                      Position first_position, Activations qkv, const KvLayer& kv) {
   if (qkv.rows == 0) return;
   const std::size_t expected = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
   if (shape.head_dim % 2 != 0 || qkv.cols != expected || kv.pitch < shape.head_dim) {
@@ -171,9 +175,10 @@ void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const Ro
                                   qkv.cols, " and a KV cache with a pitch of ", kv.pitch,
                                   "; expected an even number, ", expected, " and no less"));
   }
-  if (first_position + qkv.rows > kv.capacity) {
-    throw InvalidArgument(message("rotate_and_store: position ", first_position + qkv.rows - 1,
-                                  " in a KV cache of ", kv.capacity, " tokens"));
+  if (first_position.value + qkv.rows > kv.capacity) {
+    throw InvalidArgument(message("rotate_and_store: position ",
+                                  first_position.value + qkv.rows - 1, " in a KV cache of ",
+                                  kv.capacity, " tokens"));
   }
   const RotateArguments arguments{
       .qkv = qkv.data,
@@ -182,7 +187,8 @@ void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const Ro
       .values = kv.values,
       .capacity = kv.capacity,
       .kv_pitch = kv.pitch,
-      .first_position = first_position,
+      .first_position = first_position.value,
+      .position_on_device = first_position.on_device,
       .inv_freq = rotary.inv_freq,
       .scale = rotary.scale,
       .q_weight = rotary.q_norm.weight,

@@ -12,6 +12,6 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 // in place, and writes k and v at positions first_position, ... of the KV cache. inv_freq and the
 // norms' weights lie on the device; head_dim is even.
 void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const RotaryParams& rotary,
-                      std::size_t first_position, Activations qkv, const KvLayer& kv);
+                      Position first_position, Activations qkv, const KvLayer& kv);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

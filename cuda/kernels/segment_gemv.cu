@@ -14,7 +14,7 @@ constexpr unsigned kBlocksPerSm = kMaxTokens == 1 ? 3 : 2;
 constexpr std::size_t kMaxInputBytes = 128 * 1024;
 
 struct GemvArguments {
-  const DeviceSegment* segments;   // (blocks / max_quanta)
+  const DeviceSegment* segments;   // (blocks / max_quanta), or by the id of the expert
   const std::int32_t* expert_ids;  // (tokens, slots)
   const float* x;                  // (tokens, cols), x_pitch apart
   float* partials;                 // (tokens, slots, sums_per_pair, hidden)
@@ -25,6 +25,7 @@ struct GemvArguments {
   unsigned cols;
   unsigned hidden;
   unsigned sums_per_pair;
+  bool is_by_id;  // a block looks its expert up: that of a pair, of which every expert needs one
 };
 
 // Which pairs a block computes next; behind the QuantumMemory.
@@ -87,7 +88,15 @@ MOERUN_DEVICE void compute_block(const GemvArguments& arguments, const DeviceSeg
 template <unsigned kMaxTokens>
 MOERUN_KERNEL MOERUN_BOUNDS(kThreads, kBlocksPerSm<kMaxTokens>)
     compute_few(GemvArguments arguments) {
-  const DeviceSegment segment = arguments.segments[block_x() / arguments.max_quanta];
+  unsigned segment_idx = block_x() / arguments.max_quanta;
+  if (arguments.is_by_id) {
+    const std::int32_t expert = arguments.expert_ids[segment_idx];
+    for (unsigned pair = 0; pair < segment_idx; ++pair) {
+      if (arguments.expert_ids[pair] == expert) return;
+    }
+    segment_idx = static_cast<unsigned>(expert);
+  }
+  const DeviceSegment segment = arguments.segments[segment_idx];
   const unsigned first_record = block_x() % arguments.max_quanta * kQuantum;
   if (first_record >= static_cast<unsigned>(segment.num_records)) return;
   switch (static_cast<DType>(segment.dtype)) {
@@ -101,7 +110,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, kBlocksPerSm<kMaxTokens>)
 }
 
 template <unsigned kMaxTokens>
-void launch_few(StreamHandle stream, const GemvArguments& arguments, std::size_t num_segments) {
+void launch_tokens(StreamHandle stream, const GemvArguments& arguments, std::size_t num_segments) {
   const LaunchShape shape{
       .blocks_x = static_cast<unsigned>(num_segments * arguments.max_quanta),
       .threads = kThreads,
@@ -109,11 +118,8 @@ void launch_few(StreamHandle stream, const GemvArguments& arguments, std::size_t
   launch<compute_few<kMaxTokens>>(stream, shape, arguments, "compute_few");
 }
 
-}  // namespace
-
-void compute_segments_few(StreamHandle stream, const ExpertWork& work,
-                          const DeviceSegment* segments, std::size_t num_segments,
-                          std::size_t max_records) {
+void launch_few(StreamHandle stream, const ExpertWork& work, const DeviceSegment* segments,
+                std::size_t num_segments, std::size_t max_records, bool is_by_id) {
   if (work.is_folded) throw InvalidArgument("the experts of few tokens cannot be folded");
   if (num_segments == 0 || max_records == 0 || work.routing.num_pairs() == 0) return;
   const std::size_t hidden = padded(work.shape.hidden_size);
@@ -129,6 +135,7 @@ void compute_segments_few(StreamHandle stream, const ExpertWork& work,
       static_cast<unsigned>(work.x.cols),
       static_cast<unsigned>(hidden),
       static_cast<unsigned>(sums_per_pair(work.shape, work.is_folded)),
+      is_by_id,
   };
   const std::size_t fitting = kMaxInputBytes / (hidden * sizeof(float));
   const std::size_t tokens = std::min(work.routing.tokens, fitting);
@@ -136,10 +143,23 @@ void compute_segments_few(StreamHandle stream, const ExpertWork& work,
     throw InvalidArgument(message("hidden_size: expected at most ", kMaxInputBytes / sizeof(float),
                                   ", found ", work.shape.hidden_size));
   }
-  if (tokens > 4 && fitting >= 8) return launch_few<8>(stream, arguments, num_segments);
-  if (tokens > 2 && fitting >= 4) return launch_few<4>(stream, arguments, num_segments);
-  if (tokens > 1) return launch_few<2>(stream, arguments, num_segments);
-  launch_few<1>(stream, arguments, num_segments);
+  if (tokens > 4 && fitting >= 8) return launch_tokens<8>(stream, arguments, num_segments);
+  if (tokens > 2 && fitting >= 4) return launch_tokens<4>(stream, arguments, num_segments);
+  if (tokens > 1) return launch_tokens<2>(stream, arguments, num_segments);
+  launch_tokens<1>(stream, arguments, num_segments);
+}
+
+}  // namespace
+
+void compute_segments_few(StreamHandle stream, const ExpertWork& work,
+                          const DeviceSegment* segments, std::size_t num_segments,
+                          std::size_t max_records) {
+  launch_few(stream, work, segments, num_segments, max_records, /*is_by_id=*/false);
+}
+
+void compute_experts_few(StreamHandle stream, const ExpertWork& work, const DeviceSegment* experts,
+                         std::size_t max_records) {
+  launch_few(stream, work, experts, work.routing.num_pairs(), max_records, /*is_by_id=*/true);
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -14,4 +14,9 @@ void compute_segments_few(StreamHandle stream, const ExpertWork& work,
                           const DeviceSegment* segments, std::size_t num_segments,
                           std::size_t max_records);
 
+// The same for a layer whose experts are all in memory: `experts` holds each whole, by its id, and
+// the device looks up what the routing names.
+void compute_experts_few(StreamHandle stream, const ExpertWork& work, const DeviceSegment* experts,
+                         std::size_t max_records);
+
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

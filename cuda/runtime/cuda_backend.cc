@@ -32,6 +32,44 @@ class CudaBuffer final : public DeviceBuffer {
 
 CudaStream& own(Stream& stream) { return static_cast<CudaStream&>(stream); }
 
+DeviceSegment as_device_segment(const Segment& segment, DType dtype) {
+  return {segment.records.data(), static_cast<std::int32_t>(segment.expert),
+          static_cast<std::int32_t>(segment.first_record),
+          static_cast<std::int32_t>(segment.num_records), static_cast<std::int32_t>(dtype)};
+}
+
+void compute_many(CudaStream& stream, const DeviceSegment* segments, std::size_t num_segments,
+                  std::size_t max_records) {
+  const ExpertWork& work = stream.experts;
+  const std::size_t bytes = grouping_bytes(work.shape, work.routing.tokens, work.routing.slots);
+  compute_segments_many(stream.handle(), work, segments, num_segments, max_records,
+                        stream.grouping(bytes), bytes);
+}
+
+class RecordedGraph final : public RecordedWork {
+ public:
+  RecordedGraph(CudaStream& stream, const std::function<void()>& issue)
+      : stream_(stream), graph_(stream.handle()), generation_(stream.memory_generation()) {
+    stream_.begin_recording();
+    try {
+      issue();
+    } catch (...) {
+      stream_.end_recording();
+      throw;
+    }
+    stream_.end_recording();
+    graph_.finish();
+  }
+
+  bool is_current() const override { return generation_ == stream_.memory_generation(); }
+  void run() override { graph_.launch(); }
+
+ private:
+  CudaStream& stream_;
+  DeviceGraph graph_;
+  std::uint64_t generation_;
+};
+
 }  // namespace
 
 std::unique_ptr<Stream> CudaBackend::make_stream() { return std::make_unique<CudaStream>(); }
@@ -79,14 +117,14 @@ void CudaBackend::linear(Stream& stream, const LinearWeights& weights, Activatio
 }
 
 void CudaBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
-                                   const RotaryParams& rotary, std::size_t first_position,
+                                   const RotaryParams& rotary, Position first_position,
                                    Activations qkv, const KvLayer& kv) {
   cuda::rotate_and_store(own(stream).handle(), shape, rotary, first_position, qkv, kv);
 }
 
 void CudaBackend::attention(Stream& stream, const AttentionShape& shape,
-                            const AttentionParams& params, std::size_t first_position,
-                            Activations qkv, const KvLayer& kv, Activations out) {
+                            const AttentionParams& params, Position first_position, Activations qkv,
+                            const KvLayer& kv, Activations out) {
   const std::size_t bytes = attention_scratch_bytes(shape, qkv.rows, kv.capacity);
   float* scratch = own(stream).floats(bytes / sizeof(float));
   cuda::attention(own(stream).handle(), shape, params, first_position, qkv, kv, out, scratch,
@@ -103,6 +141,21 @@ void CudaBackend::route_shared(Stream& stream, const MatrixView& gate, std::int3
   cuda::route_shared(own(stream).handle(), gate, shared_id, x, routing);
 }
 
+void CudaBackend::choose_experts(Stream& stream, const RouterParams& params,
+                                 std::span<const RouteRequest> requests) {
+  const bool in_one = requests.size() <= kMaxRouters &&
+                      std::all_of(requests.begin(), requests.end(), is_one_choice);
+  if (in_one) return own(stream).choose_in_one(params, requests);
+  Backend::choose_experts(stream, params, requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (requests[i].on_host.expert_ids != nullptr) own(stream).send_choice(i, requests[i]);
+  }
+}
+
+void CudaBackend::wait_for_choice(Stream& stream, std::size_t index) {
+  own(stream).wait_for_choice(index);
+}
+
 void CudaBackend::begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
                                 const Routing& routing) {
   const bool is_folded = routing.tokens > kFewExpertTokens;
@@ -117,10 +170,7 @@ void CudaBackend::compute_segments(Stream& stream, std::span<const Segment> segm
   std::vector<DeviceSegment> list;
   std::size_t max_records = 0;
   for (const Segment& segment : segments) {
-    list.push_back({segment.records.data(), static_cast<std::int32_t>(segment.expert),
-                    static_cast<std::int32_t>(segment.first_record),
-                    static_cast<std::int32_t>(segment.num_records),
-                    static_cast<std::int32_t>(work.shape.dtype_of(segment.expert))});
+    list.push_back(as_device_segment(segment, work.shape.dtype_of(segment.expert)));
     max_records = std::max(max_records, segment.num_records);
     if (segment.ready != 0) copies_->make_wait(stream, segment.ready);
   }
@@ -128,15 +178,50 @@ void CudaBackend::compute_segments(Stream& stream, std::span<const Segment> segm
       own(stream).stage(list.data(), list.size() * sizeof(DeviceSegment)));
   if (work.routing.tokens <= kFewExpertTokens) {
     compute_segments_few(own(stream).handle(), work, staged, list.size(), max_records);
-    return;
+  } else {
+    compute_many(own(stream), staged, list.size(), max_records);
   }
-  const std::size_t bytes = grouping_bytes(work.shape, work.routing.tokens, work.routing.slots);
-  compute_segments_many(own(stream).handle(), work, staged, list.size(), max_records,
-                        own(stream).grouping(bytes), bytes);
 }
 
 void CudaBackend::finish_experts(Stream& stream, float scale, Activations y) {
   sum_experts(own(stream).handle(), own(stream).experts, scale, y);
+}
+
+std::unique_ptr<DeviceBuffer> CudaBackend::make_expert_table(const ExpertShape& shape,
+                                                             std::span<const Segment> experts) {
+  std::vector<DeviceSegment> list;
+  for (const Segment& expert : experts) {
+    list.push_back(as_device_segment(expert, shape.dtype_of(expert.expert)));
+  }
+  const std::size_t bytes = list.size() * sizeof(DeviceSegment);
+  auto table = allocate(bytes, "a table of experts", MemoryUse::streamed);
+  CudaStream stream;
+  copy_async(stream.handle(), table->data(), reinterpret_cast<const std::byte*>(list.data()),
+             bytes);
+  stream.synchronize();
+  return table;
+}
+
+void CudaBackend::compute_all(Stream& stream, const DeviceBuffer& expert_table) {
+  const ExpertWork& work = own(stream).experts;
+  const auto* table = expert_table.as<DeviceSegment>();
+  const std::size_t max_records =
+      std::max(work.shape.intermediate_size, work.shape.shared_intermediate_size);
+  if (work.routing.tokens <= kFewExpertTokens) {
+    compute_experts_few(own(stream).handle(), work, table, max_records);
+  } else {
+    compute_many(own(stream), table, expert_table.size() / sizeof(DeviceSegment), max_records);
+  }
+}
+
+void CudaBackend::embed_token(Stream& stream, const MatrixView& table, const std::int32_t* token_id,
+                              float scale, Activations out) {
+  cuda::embed(own(stream).handle(), table, token_id, scale, out);
+}
+
+std::unique_ptr<RecordedWork> CudaBackend::record(Stream& stream,
+                                                  const std::function<void()>& issue) {
+  return std::make_unique<RecordedGraph>(own(stream), issue);
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -28,18 +28,28 @@ class CudaBackend final : public Backend {
   void linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
               LinearOutput output) override;
   void rotate_and_store(Stream& stream, const AttentionShape& shape, const RotaryParams& rotary,
-                        std::size_t first_position, Activations qkv, const KvLayer& kv) override;
+                        Position first_position, Activations qkv, const KvLayer& kv) override;
   void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
-                 std::size_t first_position, Activations qkv, const KvLayer& kv,
+                 Position first_position, Activations qkv, const KvLayer& kv,
                  Activations out) override;
   void route(Stream& stream, const RouterParams& params, Activations logits,
              Routing routing) override;
   void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id, Activations x,
                     Routing routing) override;
+  void choose_experts(Stream& stream, const RouterParams& params,
+                      std::span<const RouteRequest> requests) override;
+  void wait_for_choice(Stream& stream, std::size_t index) override;
   void begin_experts(Stream& stream, const ExpertShape& shape, Activations x,
                      const Routing& routing) override;
   void compute_segments(Stream& stream, std::span<const Segment> segments) override;
   void finish_experts(Stream& stream, float scale, Activations y) override;
+
+  std::unique_ptr<DeviceBuffer> make_expert_table(const ExpertShape& shape,
+                                                  std::span<const Segment> experts) override;
+  void compute_all(Stream& stream, const DeviceBuffer& expert_table) override;
+  void embed_token(Stream& stream, const MatrixView& table, const std::int32_t* token_id,
+                   float scale, Activations out) override;
+  std::unique_ptr<RecordedWork> record(Stream& stream, const std::function<void()>& issue) override;
 
  private:
   std::string_view name_;

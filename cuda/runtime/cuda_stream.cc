@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
+#include "kernels/router.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
@@ -14,8 +16,13 @@ constexpr std::size_t kStagingBytes = 1 << 20;
 }  // namespace
 
 CudaStream::CudaStream()
-    : pinned_(kStagingBytes, "arguments of kernels", DeviceMemory::Place::pinned_host),
-      staged_(kStagingBytes, "arguments of kernels") {}
+    : flags_(kMaxRouters * sizeof(std::uint32_t), "flags", DeviceMemory::Place::pinned_host),
+      router_memory_(kMaxRouters * sizeof(RouterMemory), "routers"),
+      pinned_(kStagingBytes, "arguments of kernels", DeviceMemory::Place::pinned_host),
+      staged_(kStagingBytes, "arguments of kernels") {
+  std::memset(flags_.data(), 0, flags_.size());
+  fill_with_zeros(router_memory_);
+}
 
 void CudaStream::synchronize() {
   stream_.synchronize();
@@ -31,6 +38,7 @@ const std::byte* CudaStream::stage(const void* source, std::size_t bytes) {
     throw InvalidArgument(message("arguments of a kernel: expected at most ", kStagingBytes,
                                   " bytes, found ", bytes));
   }
+  if (is_recording_) throw Error("arguments from the host cannot be part of a recording");
   if (num_staged_ + bytes > kStagingBytes) synchronize();
   std::byte* pinned = pinned_.data() + num_staged_;
   std::byte* staged = staged_.data() + num_staged_;
@@ -38,6 +46,28 @@ const std::byte* CudaStream::stage(const void* source, std::size_t bytes) {
   copy_async(handle(), staged, pinned, bytes);
   num_staged_ += (bytes + 63) / 64 * 64;
   return staged;
+}
+
+Announcement CudaStream::next_announcement(std::size_t index) {
+  return {flags_.as<std::uint32_t>() + index, ++announced_[index]};
+}
+
+void CudaStream::choose_in_one(const RouterParams& params, std::span<const RouteRequest> requests) {
+  std::vector<Announcement> announcements;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const bool is_announced = requests[i].on_host.expert_ids != nullptr;
+    announcements.push_back(is_announced ? next_announcement(i) : Announcement{});
+  }
+  choose_experts(handle(), params, requests, router_memory_.as<RouterMemory>(), announcements);
+}
+
+void CudaStream::send_choice(std::size_t index, const RouteRequest& request) {
+  const Announcement announcement = next_announcement(index);
+  send_routing(handle(), request.routing, request.on_host, announcement.flag, announcement.value);
+}
+
+void CudaStream::wait_for_choice(std::size_t index) {
+  wait_for_flag(handle(), flags_.as<std::uint32_t>() + index, announced_[index]);
 }
 
 float* CudaStream::floats(std::size_t count) {
@@ -57,6 +87,7 @@ std::byte* CudaStream::grown(DeviceMemory& memory, std::size_t bytes, std::strin
     synchronize();  // what is under way may still use the old one
     memory = {};
     memory = DeviceMemory(bytes, what);
+    ++memory_generation_;
   }
   return memory.data();
 }

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "device/backend.h"
+#include "kernels/choose_experts.h"
 #include "kernels/expert_sum.h"
 #include "runtime/runtime.h"
 
@@ -22,6 +24,18 @@ class CudaStream final : public Stream {
   // result is good for what is issued until the stream is synchronised next.
   const std::byte* stage(const void* source, std::size_t bytes);
 
+  // Issues the choices that can be made in one launch; the others, and what is not asked of the
+  // host, are the caller's. The host is told through flags, one a request.
+  void choose_in_one(const RouterParams& params, std::span<const RouteRequest> requests);
+  void send_choice(std::size_t index, const RouteRequest& request);
+  // Waits until the host has been told of the last choice with this number.
+  void wait_for_choice(std::size_t index);
+
+  // Changes whenever scratch memory has been replaced.
+  std::uint64_t memory_generation() const { return memory_generation_; }
+  void begin_recording() { is_recording_ = true; }
+  void end_recording() { is_recording_ = false; }
+
   // At least so many floats, kept and grown between calls.
   float* floats(std::size_t count);
   float* partials(std::size_t count);
@@ -32,7 +46,14 @@ class CudaStream final : public Stream {
  private:
   std::byte* grown(DeviceMemory& memory, std::size_t bytes, std::string_view what);
 
+  Announcement next_announcement(std::size_t index);
+
   DeviceStream stream_;
+  DeviceMemory flags_;  // (kMaxRouters) of the host
+  std::uint32_t announced_[kMaxRouters] = {};
+  DeviceMemory router_memory_;
+  std::uint64_t memory_generation_ = 0;
+  bool is_recording_ = false;
   DeviceMemory pinned_;
   DeviceMemory staged_;
   std::size_t num_staged_ = 0;

@@ -98,6 +98,49 @@ void copy_async(StreamHandle stream, std::byte* destination, const std::byte* so
         "copying");
 }
 
+void wait_for_flag(StreamHandle stream, const std::uint32_t* flag, std::uint32_t value) {
+  constexpr unsigned kLooksBetweenQueries = 1 << 14;  // some 100 us
+  const auto is_set = [&] { return __atomic_load_n(flag, __ATOMIC_ACQUIRE) == value; };
+  for (unsigned looks = 1; !is_set(); ++looks) {
+    if (looks % kLooksBetweenQueries != 0) continue;
+    const cudaError_t error = cudaStreamQuery(stream_of(stream));
+    if (error == cudaErrorNotReady) continue;
+    check(error, "waiting for the experts that a router chose");
+    if (!is_set()) throw DeviceError("a stream came to its end without the flag it was to set");
+  }
+}
+
+DeviceGraph::DeviceGraph(StreamHandle stream) : stream_(stream) {
+  check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal),
+        "recording a graph");
+}
+
+DeviceGraph::~DeviceGraph() {
+  if (is_recording_) {
+    cudaGraph_t unfinished = nullptr;
+    (void)cudaStreamEndCapture(stream_of(stream_), &unfinished);
+    if (unfinished != nullptr) (void)cudaGraphDestroy(unfinished);
+    (void)cudaGetLastError();  // that the recording was cut off is not an error of what comes next
+  }
+  if (graph_ != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+}
+
+void DeviceGraph::finish() {
+  is_recording_ = false;
+  cudaGraph_t recorded = nullptr;
+  check(cudaStreamEndCapture(stream_of(stream_), &recorded), "recording a graph");
+  cudaGraphExec_t instance = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&instance, recorded, 0);
+  (void)cudaGraphDestroy(recorded);
+  check(error, "making a graph");
+  graph_ = instance;
+}
+
+void DeviceGraph::launch() {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_), stream_of(stream_)),
+        "launching a graph");
+}
+
 void fill_with_zeros(const DeviceMemory& memory) {
   check(cudaMemset(memory.data(), 0, memory.size()), "filling memory");
   check(cudaDeviceSynchronize(), "filling memory");  // other streams do not wait for it

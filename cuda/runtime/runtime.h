@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 #include <utility>
 
@@ -84,6 +85,28 @@ class DeviceMemory {
 // not.
 void copy_async(StreamHandle stream, std::byte* destination, const std::byte* source,
                 std::size_t bytes);
+
+// Waits on the host until work of the stream has stored `value` in memory that both share. Throws
+// DeviceError where the stream has come to its end, or failed, without.
+void wait_for_flag(StreamHandle stream, const std::uint32_t* flag, std::uint32_t value);
+
+// What is issued to a stream between its start and finish() is recorded and not run.
+class DeviceGraph {
+ public:
+  explicit DeviceGraph(StreamHandle stream);
+  ~DeviceGraph();
+  DeviceGraph(const DeviceGraph&) = delete;
+  DeviceGraph& operator=(const DeviceGraph&) = delete;
+
+  void finish();
+  // Issues all of it, to the stream that it was recorded on.
+  void launch();
+
+ private:
+  StreamHandle stream_;
+  bool is_recording_ = true;
+  void* graph_ = nullptr;
+};
 
 // Fills memory of the device with zeros, and waits for it.
 void fill_with_zeros(const DeviceMemory& memory);

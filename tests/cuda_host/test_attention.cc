@@ -43,6 +43,18 @@ class Case {
                     scratch.data(), bytes);
     stream.synchronize();
   }
+  // The last token, whose position the kernels find on the device; `largest`: it may be there.
+  void run_with_position_on_device(std::size_t largest) {
+    TestStream stream;
+    const OnDevice<std::int32_t> position(std::size_t{1});
+    position.data()[0] = static_cast<std::int32_t>(first_position);
+    const std::size_t bytes = cuda::attention_scratch_bytes(shape, 1, largest + 1);
+    const OnDevice<float> scratch(bytes / sizeof(float));
+    KvLayer cache = device_kv();
+    cuda::attention(stream, shape, params, Position(largest, position.data()), qkv.device(), cache,
+                    out.device(), scratch.data(), bytes);
+    stream.synchronize();
+  }
   void check(double tolerance) {
     run_on_cpu();
     run_on_device(0, qkv.host().rows);
@@ -185,6 +197,21 @@ TEST("attention refuses what its kernels do not hold") {
   const std::size_t needed = cuda::attention_scratch_bytes({2, 1, 64}, 1, 90);
   CHECK_THROWS(InvalidArgument, run({2, 1, 64}, 89, needed - 1), "position 89",
                std::to_string(needed));
+}
+
+TEST("a position that lies on the device gives the same bits") {
+  for (const std::size_t num_keys : {1u, 64u, 65u, 130u, 500u, 4094u}) {
+    for (const std::size_t window : {0u, 100u}) {
+      Case c(kShapes[1], num_keys, 1, num_keys);
+      c.params.window = window;
+      c.run_on_device(0, 1);
+      const auto expected = c.out.row(0);
+      for (const std::size_t more : {0u, 2u}) {
+        c.run_with_position_on_device(num_keys - 1 + more);
+        CHECK(c.out.row(0) == expected);
+      }
+    }
+  }
 }
 
 }  // namespace moerun::test

@@ -27,8 +27,8 @@ void clamp_all(float* x, std::size_t n, float limit) {
 }  // namespace
 
 void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
-                                  const RotaryParams& rotary, std::size_t first_position,
-                                  Activations qkv, const KvLayer& kv) {
+                                  const RotaryParams& rotary, Position first, Activations qkv,
+                                  const KvLayer& kv) {
   const std::size_t dim = shape.head_dim;
   const std::size_t half = dim / 2;
   const std::size_t q_size = shape.num_heads * dim;
@@ -60,7 +60,7 @@ void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
 
     if (rotary.clip > 0) clamp_all(q, q_size + 2 * kv_size, rotary.clip);
 
-    const std::size_t position = first_position + t;
+    const std::size_t position = first.value + t;
     for (std::size_t i = 0; i < half; ++i) {
       const float angle = static_cast<float>(position) * rotary.inv_freq[i];
       cosines[i] = std::cos(angle) * rotary.scale;
@@ -77,8 +77,8 @@ void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
 }
 
 void CpuBackend::attention(Stream& stream, const AttentionShape& shape,
-                           const AttentionParams& params, std::size_t first_position,
-                           Activations qkv, const KvLayer& kv, Activations out) {
+                           const AttentionParams& params, Position first, Activations qkv,
+                           const KvLayer& kv, Activations out) {
   const std::size_t dim = shape.head_dim;
   const std::size_t group = shape.num_heads / shape.num_kv_heads;
   // A block of query rows shares a KV head: `group` heads of a few tokens, or some of the heads of
@@ -97,11 +97,11 @@ void CpuBackend::attention(Stream& stream, const AttentionShape& shape,
         const std::size_t last_token = std::min(qkv.rows, first_token + tokens_per_block);
 
         const auto first_key_of = [&](std::size_t token) {
-          const std::size_t end = first_position + token + 1;
+          const std::size_t end = first.value + token + 1;
           return params.window != 0 && end > params.window ? end - params.window : 0;
         };
         const std::size_t key_begin = first_key_of(first_token);
-        const std::size_t key_end = first_position + last_token;  // of the last token
+        const std::size_t key_end = first.value + last_token;  // of the last token
         const std::size_t num_keys = key_end - key_begin;
         const std::size_t score_pitch = padded(num_keys) + kRowQuantum;
 
@@ -133,7 +133,7 @@ void CpuBackend::attention(Stream& stream, const AttentionShape& shape,
         std::size_t row = 0;
         for (std::size_t t = first_token; t < last_token; ++t) {
           const std::size_t begin = first_key_of(t) - key_begin;
-          const std::size_t end = first_position + t + 1 - key_begin;
+          const std::size_t end = first.value + t + 1 - key_begin;
           for (std::size_t h = first_head; h < last_head; ++h, ++row) {
             std::fill(score_rows[row], score_rows[row] + begin, 0.0f);
             kernels_.softmax(score_rows[row] + begin, end - begin, params.scale);

@@ -54,9 +54,9 @@ class CpuBackend final : public Backend {
   void linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
               LinearOutput output) override;
   void rotate_and_store(Stream& stream, const AttentionShape& shape, const RotaryParams& rotary,
-                        std::size_t first_position, Activations qkv, const KvLayer& kv) override;
+                        Position first_position, Activations qkv, const KvLayer& kv) override;
   void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
-                 std::size_t first_position, Activations qkv, const KvLayer& kv,
+                 Position first_position, Activations qkv, const KvLayer& kv,
                  Activations out) override;
   void route(Stream& stream, const RouterParams& params, Activations logits,
              Routing routing) override;

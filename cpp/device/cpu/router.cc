@@ -53,12 +53,14 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
   const std::size_t num_experts = logits.cols;
   const std::size_t k = params.top_k;
   pool_.parallel_for(logits.rows, [&](std::size_t t, int worker) {
-    float* scores = logits.row(t);
+    // The logits stay as they are, for who records them.
+    float* scores = static_cast<CpuStream&>(stream).worker_floats(worker, 2 * num_experts);
     std::int32_t* ids = routing.expert_ids + t * routing.slots;
     float* weights = routing.expert_weights + t * routing.slots;
     // A score that is not a number would make every comparison below false.
     for (std::size_t e = 0; e < num_experts; ++e) {
-      if (std::isnan(scores[e])) scores[e] = -std::numeric_limits<float>::max();
+      const float logit = logits.row(t)[e];
+      scores[e] = std::isnan(logit) ? -std::numeric_limits<float>::max() : logit;
     }
     switch (params.kind) {
       case RouterKind::softmax_top_k: {
@@ -81,8 +83,7 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
         break;
       }
       case RouterKind::sparse_mixer:
-        sparse_mixer(scores, num_experts, params.jitter_noise, ids, weights,
-                     static_cast<CpuStream&>(stream).worker_floats(worker, num_experts));
+        sparse_mixer(scores, num_experts, params.jitter_noise, ids, weights, scores + num_experts);
         break;
     }
   });

@@ -1,0 +1,51 @@
+// What most devices do the same way.
+#include "device/backend.h"
+
+#include "base/error.h"
+
+namespace moerun {
+namespace {
+
+[[noreturn]] void refuse(const Backend& backend, const char* what) {
+  throw InvalidArgument(message("the device ", backend.name(), " cannot ", what));
+}
+
+}  // namespace
+
+void Backend::choose_experts(Stream& stream, const RouterParams& params,
+                             std::span<const RouteRequest> requests) {
+  for (const RouteRequest& request : requests) {
+    const Activations& x = request.norm != nullptr ? request.normed : request.x;
+    if (request.norm != nullptr) norm(stream, *request.norm, request.x, request.normed);
+    if (!request.router.empty()) {
+      linear(stream, {request.router, nullptr}, x, request.logits,
+             {1, /*accumulate=*/false, /*is_routing=*/true});
+      route(stream, params, request.logits, request.routing);
+    }
+    if (request.has_shared) {
+      route_shared(stream, request.shared_gate, static_cast<std::int32_t>(request.router.rows), x,
+                   request.routing);
+    }
+  }
+}
+
+void Backend::wait_for_choice(Stream& stream, std::size_t) { stream.synchronize(); }
+
+std::unique_ptr<DeviceBuffer> Backend::make_expert_table(const ExpertShape&,
+                                                         std::span<const Segment>) {
+  return nullptr;
+}
+
+void Backend::compute_all(Stream&, const DeviceBuffer&) {
+  refuse(*this, "look experts up by itself");
+}
+
+void Backend::embed_token(Stream&, const MatrixView&, const std::int32_t*, float, Activations) {
+  refuse(*this, "take token ids from its own memory");
+}
+
+std::unique_ptr<RecordedWork> Backend::record(Stream&, const std::function<void()>&) {
+  refuse(*this, "record work");
+}
+
+}  // namespace moerun
