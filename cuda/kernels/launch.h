@@ -38,7 +38,8 @@ struct LaunchShape {
 inline void require_shared_bytes(const char* name, std::size_t needed, std::size_t available) {
   if (needed <= available) return;
   throw DeviceError(message(name, " needs ", needed, " bytes of shared memory for a block, and ",
-                            available, " is the most that this device gives; use another device"));
+                            available,
+                            " is the most that this device gives; use another card or the CPU"));
 }
 
 #if defined(__CUDACC__)
