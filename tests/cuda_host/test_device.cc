@@ -97,4 +97,15 @@ TEST("work that waits for an event nobody records is reported") {
   cuda_host::destroy_stream(stream);
 }
 
+TEST("a kernel that needs more shared memory than a block can have is refused, by name and size") {
+  TestDevice device;
+  launch<add_one>({device.compute}, {.shared_bytes = cuda_host::kMaxSharedBytes},
+                  AddOne{device.numbers}, "add_one");
+  CHECK_THROWS(DeviceError,
+               launch<add_one>({device.compute}, {.shared_bytes = 163 * 1024 + 16},
+                               AddOne{device.numbers}, "add_much"),
+               "add_much", "166928", "166912");
+  CHECK(device.run() == std::vector<float>(32, 2));  // nothing was issued, the device is well
+}
+
 }  // namespace moerun::test
