@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
+DEVICES: tuple[str, ...]
 
 class Generation(Iterator[int]):
     prompt_tokens: int

@@ -37,6 +37,11 @@ py::dict device_bandwidth(const std::string& device, std::size_t bytes) {
 }  // namespace
 
 void register_info(py::module_& module) {
+#if defined(MOERUN_CUDA_HOST)
+  module.attr("DEVICES") = py::make_tuple("auto", "cpu", "cuda", "cuda-host");
+#else
+  module.attr("DEVICES") = py::make_tuple("auto", "cpu", "cuda");
+#endif
   module.def("build_info", [] { return from_json(build_info_json()); });
   module.def(
       "model_config",

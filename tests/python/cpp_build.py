@@ -1,0 +1,69 @@
+"""Builds the C++ tests, and a Python module that has the CUDA backend on the host."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "pytest-cpp"
+MAX_SHOWN = 8000  # characters of a failed command's output
+
+
+def tool(name):
+    """The tool that pip put beside this Python, or the system's."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} was not found; install it with: pip install {name}"
+    return found
+
+
+def run(*command, **options):
+    done = subprocess.run(
+        list(map(str, command)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+        **options,
+    )
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-MAX_SHOWN:]}"
+    return done.stdout
+
+
+def configure(source, build, *definitions):
+    run(
+        tool("cmake"),
+        *("-S", source),
+        *("-B", build),
+        *("-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        *definitions,
+    )
+
+
+def build_everything():
+    """Returns the build folder; it is kept, so that the next run compiles only what has changed."""
+    configure(
+        ROOT,
+        BUILD,
+        *("-DMOERUN_TESTS=ON", "-DMOERUN_PYTHON=ON", "-DMOERUN_CUDA_HOST=ON"),
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+    run(tool("cmake"), "--build", BUILD, "-j", os.cpu_count() or 1)
+    return BUILD
+
+
+def link_package(build, folder):
+    """Makes a folder for PYTHONPATH: the sources' packages with the build's native parts."""
+    package = folder / "moerun"
+    package.mkdir(parents=True)
+    for file in (ROOT / "python" / "moerun").iterdir():
+        if file.suffix != ".so" and file.name != "__pycache__":
+            (package / file.name).symlink_to(file)
+    (module,) = (build / "python").glob("_moerun*.so")
+    (package / module.name).symlink_to(module)
+    (package / "libmoerun.so").symlink_to((build / "cpp" / "libmoerun.so").resolve())
+    (folder / "moerun_tools").symlink_to(ROOT / "tools" / "moerun_tools")
+    return folder
