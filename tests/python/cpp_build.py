@@ -1,4 +1,4 @@
-"""Builds the C++ tests, and a Python module that has the CUDA backend on the host."""
+"""Builds everything from C++: the tests, and a module that has the CUDA backend on the host."""
 
 import os
 import shutil
@@ -53,17 +53,3 @@ def build_everything():
     )
     run(tool("cmake"), "--build", BUILD, "-j", os.cpu_count() or 1)
     return BUILD
-
-
-def link_package(build, folder):
-    """Makes a folder for PYTHONPATH: the sources' packages with the build's native parts."""
-    package = folder / "moerun"
-    package.mkdir(parents=True)
-    for file in (ROOT / "python" / "moerun").iterdir():
-        if file.suffix != ".so" and file.name != "__pycache__":
-            (package / file.name).symlink_to(file)
-    (module,) = (build / "python").glob("_moerun*.so")
-    (package / module.name).symlink_to(module)
-    (package / "libmoerun.so").symlink_to((build / "cpp" / "libmoerun.so").resolve())
-    (folder / "moerun_tools").symlink_to(ROOT / "tools" / "moerun_tools")
-    return folder

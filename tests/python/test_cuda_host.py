@@ -16,8 +16,8 @@ from cpp_build import link_package
 CASE_OF = {case.name: case for case in reference.CASES}
 
 # Tokens that go through one by one are computed in float32. Those of a prompt are rounded to bf16
-# where the weights are; a choice of experts that is nearly a tie may then go the other way, so these
-# models have none.
+# where the weights are; a choice of experts that is nearly a tie may then go the other way, so
+# these models have none.
 MAX_ERROR = {"f32": 1e-5, "bf16": 1e-2}
 PROMPT = "import os"
 
