@@ -79,6 +79,17 @@ class GpuCheck:
             self.add(report(kind, title, done.last_line()))
         return found
 
+    def has_device(self) -> bool:
+        """Whether the moerun that was found can use the device; says so if not."""
+        found = self.part("check", "import moerun", "machine", CHECK_LIMIT_S, {})
+        if not found:
+            return False
+        cuda = found[0]["build"]["cuda"]
+        if self.device == "cuda" and not cuda["available"]:
+            self.add(failed("check", "a card that this build can use", cuda["reason"]))
+            return False
+        return True
+
     def check_results(self, build_folder: Path) -> None:
         self.add(programs.run_tests(build_folder, self.device, self.quick, self._deadline))
         for name in ("against_cpu", "against_transformers"):
@@ -229,8 +240,7 @@ def main(
                 checker.add(row)
             if packages is not None:
                 use_packages(packages)
-            if packages is not None or not does_build:
-                checker.part("check", "import moerun", "machine", CHECK_LIMIT_S, {})
+            if (packages is not None or not does_build) and checker.has_device():
                 checker.check_results(build_folder)
                 if writer is not None:
                     checker.measure(writer)

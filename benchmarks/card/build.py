@@ -17,7 +17,7 @@ LIMIT_S = 300.0
 TESTS = {"cuda": "moerun_cuda_tests", "cuda-host": "moerun_cuda_host_tests"}
 
 
-def tests_program(folder: Path, device: str) -> Path:
+def program_with_tests(folder: Path, device: str) -> Path:
     return folder / "tests" / "cuda_host" / TESTS[device]
 
 

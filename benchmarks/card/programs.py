@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from card.build import tests_program
+from card.build import program_with_tests
 from card.process import Deadline, run
 from card.rows import Row, check, failed, not_run
 
@@ -20,7 +20,7 @@ QUICK_TESTS = ["argmax finds the first of the largest logits"]
 
 def run_tests(folder: Path, device: str, quick: bool, deadline: Deadline) -> Row:
     """The C++ tests: kernels against the CPU's operations, and whole models."""
-    program = tests_program(folder, device)
+    program = program_with_tests(folder, device)
     if not program.exists():
         return not_run("check", program.name, f"{program} is not there; leave --no-build out")
     names = QUICK_TESTS if quick else []

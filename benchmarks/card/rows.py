@@ -6,6 +6,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
+NAME_WIDTH = 70
 OK, MISSED, FAILED, NOT_RUN = "ok", "MISSED", "FAILED", "not run"
 
 
@@ -49,12 +50,12 @@ def line(row: Row) -> str:
         value = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     value = "" if value is None else str(value)
     shown = " ".join(part for part in (value, row.get("unit", "")) if part)
-    text = f"{row['name']:<58} {shown:>18} {row.get('target', ''):>9}  {row['status']}"
+    text = f"{row['name']:<{NAME_WIDTH}} {shown:>18} {row.get('target', ''):>9}  {row['status']}"
     return text + (f": {row['why']}" if row.get("why") else "")
 
 
 def table(rows: list[Row]) -> str:
-    head = f"{'':<58} {'value':>18} {'target':>9}"
+    head = f"{'':<{NAME_WIDTH}} {'value':>18} {'target':>9}"
     checks = [line(row) for row in rows if row["kind"] == "check"]
     speeds = [line(row) for row in rows if row["kind"] == "speed"]
     return "\n".join([head, *checks, "", *speeds])

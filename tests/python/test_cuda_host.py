@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import reference
-from cpp_build import link_package
+from card.build import ROOT, link_package
 
 CASE_OF = {case.name: case for case in reference.CASES}
 
@@ -156,6 +156,29 @@ print(json.dumps(_moerun.device_bandwidth("cuda-host", 1 << 20)))
     rates = evaluate(script)
     assert set(rates) == {"read_gb_per_s", "copy_gb_per_s", "from_host_gb_per_s"}
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_gpu_check_checks_and_measures_a_little_of_everything(run_python, cpp_build, tmp_path):
+    script = ROOT / "benchmarks" / "gpu_check.py"
+    options = ["--device", "cuda-host", "--quick", "--no-build", "--build-folder", cpp_build]
+    output = tmp_path / "result.json"
+    done = run_python(script, *options, "--folder", tmp_path, "-o", output, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    assert result["machine"]["cores"] > 0
+    assert not result["interrupted"]
+    assert result["moerun"][0]["build"]["cpu_kernels"]
+    rows = result["rows"]
+    checks = [row for row in rows if row["kind"] == "check"]
+    assert len(checks) == 5
+    assert {row["status"] for row in checks} == {"ok"}
+    targets = [row["target"] for row in rows if row["kind"] == "speed" and row.get("target")]
+    assert targets == [">= 0.7", ">= 0.85", "<= 1.2", "<= 1.25"]
+    others = [row["name"] for row in rows if row["status"] == "not run"]
+    assert all("torch" in name or "accelerate" in name for name in others)
+    # The table comes last, and nothing stays behind.
+    assert done.stdout.splitlines()[-1].startswith(rows[-1]["name"])
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_moe_run_prints_text_and_statistics(run_python, model, tokenizer):
