@@ -1,6 +1,7 @@
 // Stands in for cuda/ in builds without it.
 #include "base/error.h"
 #include "device/cuda_backend.h"
+#include "device/cuda_bandwidth.h"
 #include "device/cuda_query.h"
 
 namespace moerun {
@@ -12,6 +13,10 @@ CudaInfo query_cuda() noexcept {
 }
 
 std::unique_ptr<Backend> make_cuda_backend() {
+  throw InvalidArgument("device: this build has no CUDA part");
+}
+
+CudaBandwidth measure_cuda_bandwidth(std::size_t) {
   throw InvalidArgument("device: this build has no CUDA part");
 }
 

@@ -77,7 +77,8 @@ Model::Model(ModelPlan plan, const ModelOptions& options)
     throw InvalidArgument(message("prefill_chunk: expected 1 to ", kMaxPrefillChunk, ", found ",
                                   options.prefill_chunk));
   }
-  const DeviceChoice choice = choose_device(options.device);
+  const DeviceChoice choice = options.make_backend ? DeviceChoice{options.device, "asked for"}
+                                                   : choose_device(options.device);
   device_ = choice.device;
   device_reason_ = choice.reason;
   cpu_kernels_ = choose_cpu_kernels(options.cpu_kernels).name;
@@ -89,8 +90,13 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
   ModelWeights& weights = *model->plan_.weights;
   const CacheLayout& layout = model->plan_.layout;
-  model->backend_ = options.make_backend ? options.make_backend()
-                                         : make_cpu_backend(model->threads_, model->cpu_kernels_);
+  if (options.make_backend) {
+    model->backend_ = options.make_backend();
+  } else if (model->device_ == "cuda") {
+    model->backend_ = make_cuda_backend();
+  } else {
+    model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
+  }
   Backend& backend = *model->backend_;
   const bool copies_experts = !layout.is_resident && !backend.is_host();
   {

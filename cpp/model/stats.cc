@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "base/version.h"
 #include "device/cpu/kernel_table.h"
 #include "device/cuda_query.h"
@@ -89,8 +90,19 @@ std::string build_info_json() {
   json["cpu_kernels"] = {{"compiled", compiled_cpu_kernels()},
                          {"supported", supported_cpu_kernels()},
                          {"chosen", std::string(choose_cpu_kernels("auto").name)}};
-  json["cuda"] = {
-      {"compiled", cuda.compiled}, {"available", cuda.available}, {"reason", cuda.reason}};
+  json["cuda"] = {{"compiled", cuda.compiled},
+                  {"available", cuda.available},
+                  {"reason", cuda.reason},
+                  {"driver_version", cuda.driver_version},
+                  {"runtime_version", cuda.runtime_version},
+                  {"devices", Json::array()}};
+  for (const CudaDevice& device : cuda.devices) {
+    json["cuda"]["devices"].push_back(
+        {{"name", device.name},
+         {"compute_capability", message(device.compute_capability_major, ".",
+                                        device.compute_capability_minor)},
+         {"memory_bytes", device.total_memory_bytes}});
+  }
   json["cuda_architectures"] = cuda.architectures;
   return json.dump();
 }

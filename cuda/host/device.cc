@@ -6,6 +6,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
@@ -60,6 +61,11 @@ Device& device() {
   static Device one;
   return one;
 }
+
+// One thread at a time uses the device, and runs what others have issued if it waits for that.
+// Taken by every function below; some of them call others.
+std::recursive_mutex device_mutex;
+using Lock = std::lock_guard<std::recursive_mutex>;
 
 bool can_run(const Stream& stream) {
   if (stream.work.empty()) return false;
@@ -150,28 +156,36 @@ void check_red_zones(const Allocation& allocation) {
 }  // namespace
 
 void set_order(Order order, std::uint64_t seed) {
+  const Lock lock(device_mutex);
   device().order = order;
   device().random.seed(seed);
 }
 
 void* make_stream() {
+  const Lock lock(device_mutex);
   device().streams.push_back(std::make_unique<Stream>());
   return device().streams.back().get();
 }
 
 void destroy_stream(void* stream) {
+  const Lock lock(device_mutex);
   if (!device().failure) synchronize_stream(stream);
   erase(device().streams, stream);
 }
 
 void* make_event() {
+  const Lock lock(device_mutex);
   device().events.push_back(std::make_unique<Event>());
   return device().events.back().get();
 }
 
-void destroy_event(void* event) { erase(device().events, event); }
+void destroy_event(void* event) {
+  const Lock lock(device_mutex);
+  erase(device().events, event);
+}
 
 void* allocate(std::size_t bytes, const char* what) {
+  const Lock lock(device_mutex);
   Device& all = device();
   check_nothing_is_recorded();
   if (bytes > all.limit - std::min(all.limit, all.bytes)) {
@@ -190,6 +204,7 @@ void* allocate(std::size_t bytes, const char* what) {
 }
 
 void free_memory(void* memory) {
+  const Lock lock(device_mutex);
   if (memory == nullptr) return;
   Device& all = device();
   if (!all.failure) synchronize_device();
@@ -201,13 +216,21 @@ void free_memory(void* memory) {
   check_red_zones(allocation);
 }
 
-std::size_t bytes_allocated() { return device().bytes; }
+std::size_t bytes_allocated() {
+  const Lock lock(device_mutex);
+  return device().bytes;
+}
 void spoil(std::exception_ptr failure) {
+  const Lock lock(device_mutex);
   if (!device().failure) device().failure = std::move(failure);
 }
-void set_memory_limit(std::size_t bytes) { device().limit = bytes; }
+void set_memory_limit(std::size_t bytes) {
+  const Lock lock(device_mutex);
+  device().limit = bytes;
+}
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name) {
+  const Lock lock(device_mutex);
   const std::uint64_t seed = device().random();
   issue(stream, {Kind::kernel, [grid, seed, kernel = std::move(kernel), name] {
                    try {
@@ -219,46 +242,57 @@ void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, 
 }
 
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes) {
+  const Lock lock(device_mutex);
   issue(stream, {Kind::copy, [=] { std::memcpy(destination, source, bytes); }});
 }
 
 void record_event(void* stream, void* event) {
+  const Lock lock(device_mutex);
   auto* recorded = static_cast<Event*>(event);
   issue(stream, {Kind::record, {}, recorded, recorded->num_recorded + 1});
   ++recorded->num_recorded;
 }
 
 void wait_for_event(void* stream, void* event) {
+  const Lock lock(device_mutex);
   if (device().are_waits_broken) return;
   auto* awaited = static_cast<Event*>(event);
   issue(stream, {Kind::wait, {}, awaited, awaited->num_recorded});
 }
 
 void begin_recording(void* stream) {
+  const Lock lock(device_mutex);
   check_not_recording(stream_of(stream));
   stream_of(stream).recording = std::make_unique<std::vector<Work>>();
 }
 
-void* end_recording(void* stream) { return stream_of(stream).recording.release(); }
+void* end_recording(void* stream) {
+  const Lock lock(device_mutex);
+  return stream_of(stream).recording.release();
+}
 
 void launch_graph(void* stream, const void* graph) {
+  const Lock lock(device_mutex);
   for (const Work& work : *static_cast<const std::vector<Work>*>(graph)) issue(stream, work);
 }
 
 void destroy_graph(void* graph) { delete static_cast<std::vector<Work>*>(graph); }
 
 void synchronize_stream(void* stream) {
+  const Lock lock(device_mutex);
   check_not_recording(stream_of(stream));
   run_while([&] { return !stream_of(stream).work.empty(); });
 }
 
 void synchronize_event(void* event) {
+  const Lock lock(device_mutex);
   const auto* awaited = static_cast<const Event*>(event);
   const std::uint64_t number = awaited->num_recorded;
   run_while([&] { return awaited->num_reached < number; });
 }
 
 void synchronize_device() {
+  const Lock lock(device_mutex);
   run_while([] {
     const auto& streams = device().streams;
     return std::any_of(streams.begin(), streams.end(),
@@ -267,15 +301,20 @@ void synchronize_device() {
 }
 
 void run_until(const std::function<bool()>& is_done) {
+  const Lock lock(device_mutex);
   run_while([&] { return !is_done(); });
 }
 
 bool is_event_done(void* event) {
+  const Lock lock(device_mutex);
   const auto* awaited = static_cast<const Event*>(event);
   if (awaited->num_reached < awaited->num_recorded) run_one(device());
   return awaited->num_reached >= awaited->num_recorded;
 }
 
-void set_broken_waits(bool broken) { device().are_waits_broken = broken; }
+void set_broken_waits(bool broken) {
+  const Lock lock(device_mutex);
+  device().are_waits_broken = broken;
+}
 
 }  // namespace moerun::cuda_host

@@ -3,6 +3,7 @@
 // Work runs when somebody waits for it, on the thread that waits, in any order that streams and
 // events allow. An asynchronous copy reads its source and lands as late as it may, or at a random
 // time. So a wait that is missing gives wrong numbers here every time, not on a card now and then.
+// Several threads may use it: they take turns.
 #pragma once
 
 #include <cstddef>

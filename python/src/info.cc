@@ -1,12 +1,47 @@
 #include <filesystem>
+#include <string>
 
 #include "bindings.h"
+#include "base/error.h"
 #include "device/cpu/bandwidth.h"
+#include "device/cuda_bandwidth.h"
 #include "model/stats.h"
+#if defined(MOERUN_CUDA_HOST)
+#include "host/host_backend.h"
+#endif
 
 namespace moerun::python {
+namespace {
+
+CudaBandwidth measure(const std::string& device, std::size_t bytes) {
+#if defined(MOERUN_CUDA_HOST)
+  if (device == "cuda-host") return cuda_host::measure_bandwidth(bytes);
+#endif
+  if (device == "cuda") return measure_cuda_bandwidth(bytes);
+  throw InvalidArgument(message("device: expected cuda, found '", device, "'"));
+}
+
+py::dict device_bandwidth(const std::string& device, std::size_t bytes) {
+  CudaBandwidth measured;
+  {
+    const py::gil_scoped_release release;
+    measured = measure(device, bytes);
+  }
+  py::dict result;
+  result["read_gb_per_s"] = measured.read;
+  result["copy_gb_per_s"] = measured.copy;
+  result["from_host_gb_per_s"] = measured.from_host;
+  return result;
+}
+
+}  // namespace
 
 void register_info(py::module_& module) {
+#if defined(MOERUN_CUDA_HOST)
+  module.attr("DEVICES") = py::make_tuple("auto", "cpu", "cuda", "cuda-host");
+#else
+  module.attr("DEVICES") = py::make_tuple("auto", "cpu", "cuda");
+#endif
   module.def("build_info", [] { return from_json(build_info_json()); });
   module.def(
       "model_config",
@@ -14,6 +49,7 @@ void register_info(py::module_& module) {
       py::arg("path"));
   module.def("measure_read_bandwidth", &measure_read_bandwidth, py::arg("threads"),
              py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
+  module.def("device_bandwidth", &device_bandwidth, py::arg("device"), py::arg("bytes"));
 }
 
 }  // namespace moerun::python

@@ -13,6 +13,9 @@
 #include "model/generation.h"
 #include "model/stats.h"
 #include "python_model.h"
+#if defined(MOERUN_CUDA_HOST)
+#include "host/host_backend.h"
+#endif
 
 namespace moerun::python {
 namespace {
@@ -71,6 +74,9 @@ ModelOptions options_from(const py::kwargs& kwargs) {
       throw py::type_error(message("unexpected keyword argument '", name, "'"));
     }
   }
+#if defined(MOERUN_CUDA_HOST)  // builds for tests: a device that no other build knows
+  if (options.device == "cuda-host") options.make_backend = cuda_host::make_backend;
+#endif
   return options;
 }
 

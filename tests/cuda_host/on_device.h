@@ -1,51 +1,66 @@
-// Memory of the host's device with numbers in it, and rows of activations in both places.
+// Memory of the device with numbers in it, and rows of activations in both places. The device is the
+// host's, or a card where the tests are built for one (moerun_cuda_tests).
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "base/view.h"
 #include "check.h"
-#include "kernels/launch.h"
+#include "device/backend.h"
+#include "runtime/runtime.h"
+#if defined(MOERUN_CUDA_HOST)
+#include "host/device.h"
+#include "host/host_backend.h"
+#else
+#include "device/cuda_backend.h"
+#endif
 
 namespace moerun::test {
 
+#if defined(MOERUN_CUDA_HOST)
+using cuda_host::Order;
+using cuda_host::set_order;
+inline std::unique_ptr<Backend> make_device_backend() { return cuda_host::make_backend(); }
+#else
+// A card's work runs in the order that it likes.
+enum class Order { late_copies, random };
+inline void set_order(Order, std::uint64_t) {}
+inline std::unique_ptr<Backend> make_device_backend() { return make_cuda_backend(); }
+#endif
+
 class TestStream {
  public:
-  TestStream() : stream_(cuda_host::make_stream()) {}
-  ~TestStream() { cuda_host::destroy_stream(stream_); }
-  TestStream(const TestStream&) = delete;
-  TestStream& operator=(const TestStream&) = delete;
-
-  operator cuda::StreamHandle() const { return {stream_}; }
-  void synchronize() { cuda_host::synchronize_stream(stream_); }
+  operator cuda::StreamHandle() const { return stream_.handle(); }
+  void synchronize() { stream_.synchronize(); }
 
  private:
-  void* stream_;
+  cuda::DeviceStream stream_;
 };
 
+// In memory that both sides can use: of a card, page-locked memory of the host.
 template <typename T>
 class OnDevice {
  public:
   explicit OnDevice(std::size_t count)
       : count_(count),
-        memory_(static_cast<T*>(cuda_host::allocate(count * sizeof(T), "a test's numbers"))) {}
+        memory_(count * sizeof(T), "a test's numbers", cuda::DeviceMemory::Place::pinned_host) {}
   explicit OnDevice(const std::vector<T>& values) : OnDevice(values.size()) {
-    if (count_ != 0) std::memcpy(memory_, values.data(), count_ * sizeof(T));
+    if (count_ != 0) std::memcpy(data(), values.data(), count_ * sizeof(T));
   }
-  ~OnDevice() { cuda_host::free_memory(memory_); }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
-  T* data() const { return memory_; }
-  std::vector<T> values() const { return {memory_, memory_ + count_}; }
+  T* data() const { return memory_.as<T>(); }
+  std::vector<T> values() const { return {data(), data() + count_}; }
 
  private:
   std::size_t count_;
-  T* memory_;
+  cuda::DeviceMemory memory_;
 };
 
 // (rows, cols) numbers on the host, their padding zero, and on the device, theirs NaN: kernels may
@@ -80,7 +95,9 @@ class TestRows {
   }
   // Of the device.
   std::vector<float> row(std::size_t r) const {
-    return {device_.data() + r * pitch_, device_.data() + r * pitch_ + cols_};
+    std::vector<float> result(cols_);
+    std::copy_n(device_.data() + r * pitch_, cols_, result.data());
+    return result;
   }
 
  private:
@@ -91,6 +108,7 @@ class TestRows {
   OnDevice<float> device_;
 };
 
+#if defined(MOERUN_CUDA_HOST)
 // Fails unless `run`, which returns what a kernel computes, gives something else when the kernel's
 // n-th barrier is missing, in one at least of the orders that its threads may run in.
 template <typename Run>
@@ -103,5 +121,6 @@ void check_needs_barrier(int number, const Run& run) {
   if (num_wrong == 0) fail(__FILE__, __LINE__, "barrier ", number, " is not needed");
   CHECK(run() == right);
 }
+#endif
 
 }  // namespace moerun::test

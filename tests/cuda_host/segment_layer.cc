@@ -8,33 +8,22 @@
 
 #include "check.h"
 #include "device/backend.h"
-#include "host/device.h"
 #include "kernels/expert_sum.h"
 #include "kernels/segment_gemm.h"
 #include "kernels/segment_gemv.h"
+#include "on_device.h"
 
 namespace moerun::test {
 namespace {
 
 // Memory of the device, filled from the host.
-class DeviceArray {
- public:
-  DeviceArray(void* stream, std::size_t bytes, const void* source = nullptr)
-      : memory_(cuda_host::allocate(bytes, "a test's array")) {
-    if (source != nullptr) cuda_host::issue_copy(stream, memory_, source, bytes);
+cuda::DeviceMemory copy_to_device(const TestStream& stream, const void* source, std::size_t bytes) {
+  cuda::DeviceMemory memory(bytes, "a test's array");
+  if (bytes != 0) {
+    cuda::copy_async(stream, memory.data(), static_cast<const std::byte*>(source), bytes);
   }
-  ~DeviceArray() { cuda_host::free_memory(memory_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(memory_);
-  }
-
- private:
-  void* memory_;
-};
+  return memory;
+}
 
 struct Cut {
   std::size_t expert;
@@ -165,29 +154,26 @@ std::vector<float> experts_on_device(const ExpertLayer& layer, const ExpertToken
   const std::size_t pitch = cols + 5;  // less than kernels pad rows to, often
   const std::vector<float> x = spread_out(tokens.x, cols, pitch);
   std::vector<float> y(tokens.count * pitch, 0.25f);
-  struct OwnStream {
-    void* handle = cuda_host::make_stream();
-    ~OwnStream() { cuda_host::destroy_stream(handle); }
-  } const stream;
+  TestStream stream;
   const auto copy_of = [&](const auto& all) {
-    return std::make_unique<DeviceArray>(stream.handle, all.size() * sizeof(all[0]), all.data());
+    return copy_to_device(stream, all.data(), all.size() * sizeof(all[0]));
   };
   const auto device_x = copy_of(x);
   const auto device_y = copy_of(y);
   const auto ids = copy_of(tokens.ids);
   const auto weights = copy_of(tokens.weights);
-  std::vector<std::unique_ptr<DeviceArray>> records;
+  std::vector<cuda::DeviceMemory> records;
   for (const auto& expert : layer.records) records.push_back(copy_of(expert));
   const std::size_t floats =
       cuda::partial_floats(layer.shape, tokens.count, tokens.slots, run.is_folded);
-  const DeviceArray partials(stream.handle, floats * sizeof(float));
+  const cuda::DeviceMemory partials(floats * sizeof(float), "a test's sums");
   const cuda::ExpertWork work{
       layer.shape,
-      {device_x->as<float>(), tokens.count, cols, pitch},
-      {ids->as<std::int32_t>(), weights->as<float>(), tokens.count, tokens.slots},
+      {device_x.as<float>(), tokens.count, cols, pitch},
+      {ids.as<std::int32_t>(), weights.as<float>(), tokens.count, tokens.slots},
       partials.as<float>(),
       run.is_folded};
-  std::vector<std::unique_ptr<DeviceArray>> scratch;
+  std::vector<cuda::DeviceMemory> scratch;
   const auto launches = make_launches(layer, run);
   std::vector<std::vector<cuda::DeviceSegment>> lists(launches.size());
   for (std::size_t i = 0; i < launches.size(); ++i) {
@@ -196,27 +182,28 @@ std::vector<float> experts_on_device(const ExpertLayer& layer, const ExpertToken
       const DType dtype = layer.shape.dtype_of(cut.expert);
       const std::size_t offset = cut.first_record * 3 * padded(cols) * size_of(dtype);
       lists[i].push_back(
-          {records[cut.expert]->as<std::byte>() + offset, static_cast<std::int32_t>(cut.expert),
+          {records[cut.expert].data() + offset, static_cast<std::int32_t>(cut.expert),
            static_cast<std::int32_t>(cut.first_record), static_cast<std::int32_t>(cut.num_records),
            static_cast<std::int32_t>(dtype)});
       max_records = std::max(max_records, cut.num_records);
     }
     scratch.push_back(copy_of(lists[i]));
-    const auto* list = scratch.back()->as<cuda::DeviceSegment>();
+    const auto* list = scratch.back().as<cuda::DeviceSegment>();
     const std::size_t count = lists[i].size();
     if (!run.many) {
-      cuda::compute_segments_few({stream.handle}, work, list, count, max_records);
+      cuda::compute_segments_few(stream, work, list, count, max_records);
       continue;
     }
     const std::size_t bytes = cuda::grouping_bytes(layer.shape, tokens.count, tokens.slots);
-    scratch.push_back(std::make_unique<DeviceArray>(stream.handle, bytes));
-    cuda::compute_segments_many({stream.handle}, work, list, count, max_records,
-                                scratch.back()->as<std::byte>(), bytes);
+    scratch.emplace_back(bytes, "a test's groups");
+    cuda::compute_segments_many(stream, work, list, count, max_records,
+                                scratch.back().data(), bytes);
   }
-  cuda::sum_experts({stream.handle}, work, 0.5f,
-                    {device_y->as<float>(), tokens.count, cols, pitch});
-  cuda_host::issue_copy(stream.handle, y.data(), device_y->as<float>(), y.size() * sizeof(float));
-  cuda_host::synchronize_stream(stream.handle);
+  cuda::sum_experts(stream, work, 0.5f,
+                    {device_y.as<float>(), tokens.count, cols, pitch});
+  cuda::copy_async(stream, reinterpret_cast<std::byte*>(y.data()), device_y.data(),
+                   y.size() * sizeof(float));
+  stream.synchronize();
   std::vector<float> result;
   for (std::size_t t = 0; t < tokens.count; ++t) {
     for (std::size_t c = 0; c < pitch; ++c) {

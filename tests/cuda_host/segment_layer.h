@@ -1,4 +1,4 @@
-// A layer's experts on the host's device and on the CPU, for tests of the expert kernels.
+// A layer's experts on the device and on the CPU, for tests of the expert kernels.
 #pragma once
 
 #include <cstdint>

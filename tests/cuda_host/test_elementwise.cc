@@ -132,6 +132,7 @@ TEST("a norm after an addition writes the sum and its norm") {
   }
 }
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("a norm without its barriers is wrong") {
   TestStream stream;
   RandomWeights random(5);
@@ -148,6 +149,7 @@ TEST("a norm without its barriers is wrong") {
     });
   }
 }
+#endif
 
 TEST("queries and keys are normalised, clamped, rotated and stored as on the CPU") {
   Cpu cpu;
@@ -194,6 +196,7 @@ TEST("queries and keys are normalised, clamped, rotated and stored as on the CPU
   }
 }
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("a rotation without its barriers is wrong") {
   TestStream stream;
   for (const bool per_head : {true, false}) {
@@ -216,6 +219,7 @@ TEST("a rotation without its barriers is wrong") {
     }
   }
 }
+#endif
 
 TEST("shapes that do not fit the elementwise kernels are refused") {
   TestStream stream;

@@ -168,6 +168,7 @@ TEST("a token's product has the same bits whatever tokens are beside it") {
   }
 }
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("a product without its barriers is wrong, on tensor cores too") {
   RandomWeights random(5);
   TestStream stream;
@@ -188,6 +189,7 @@ TEST("a product without its barriers is wrong, on tensor cores too") {
     for (const int barrier : {0, 1, 2}) check_needs_barrier(barrier, run);
   }
 }
+#endif
 
 TEST("products of matrices that do not fit are refused") {
   TestStream stream;

@@ -1,4 +1,4 @@
-// Whole models on the CUDA backend, run on the host: against the CPU, and bit by bit over budgets.
+// Whole models on the CUDA backend: against the CPU, and bit by bit over budgets.
 #include <cmath>
 #include <random>
 #include <string>
@@ -6,10 +6,9 @@
 
 #include "base/error.h"
 #include "check.h"
-#include "host/device.h"
-#include "host/host_backend.h"
 #include "model/forward.h"
 #include "model/generation.h"
+#include "on_device.h"
 
 namespace moerun::test {
 namespace {
@@ -27,7 +26,7 @@ ModelOptions on_device(const std::string& budget = "") {
   ModelOptions options;
   options.context_length = 64;
   options.threads = 1;
-  options.make_backend = cuda_host::make_backend;
+  options.make_backend = make_device_backend;
   options.experts.budget = budget;
   return options;
 }
@@ -91,8 +90,7 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
   const std::vector<std::string> budgets = {"8%", "25%", "60%"};
   const std::vector<std::string> policies = {"lru", "lfu", "lcp", "off"};
   for (int round = 0; round < 6; ++round) {
-    cuda_host::set_order(round % 2 == 0 ? cuda_host::Order::late_copies : cuda_host::Order::random,
-                         random());
+    set_order(round % 2 == 0 ? Order::late_copies : Order::random, random());
     ModelOptions options = on_device(budgets[random() % budgets.size()]);
     options.experts.policy = policies[random() % policies.size()];
     if (options.experts.policy != "off") {
@@ -103,9 +101,10 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
     CHECK(found.ids == expected.ids);
     CHECK_EQ(found.hash, expected.hash);
   }
-  cuda_host::set_order(cuda_host::Order::late_copies, 1);
+  set_order(Order::late_copies, 1);
 }
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("a copy engine that nobody waits for gives other text") {
   ModelOptions options = on_device("25%");
   options.experts.prefetch = "off";
@@ -119,7 +118,9 @@ TEST("a copy engine that nobody waits for gives other text") {
   cuda_host::set_broken_waits(false);
   CHECK(broken.hash != expected.hash);
 }
+#endif
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("a model that does not fit on the device says how much it asked for") {
   struct Limit {
     explicit Limit(std::size_t bytes) { cuda_host::set_memory_limit(bytes); }
@@ -127,5 +128,6 @@ TEST("a model that does not fit on the device says how much it asked for") {
   } const limit(cuda_host::bytes_allocated() + (4 << 20));
   CHECK_THROWS(OutOfMemory, Model::load(kModel, on_device()), "weights", "bytes were asked for");
 }
+#endif
 
 }  // namespace moerun::test

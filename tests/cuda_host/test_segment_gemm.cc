@@ -3,14 +3,12 @@
 
 #include "base/error.h"
 #include "check.h"
-#include "host/device.h"
 #include "kernels/segment_gemm.h"
+#include "on_device.h"
 #include "segment_layer.h"
 
 namespace moerun::test {
 namespace {
-
-using cuda_host::Order;
 
 bool are_same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -81,10 +79,10 @@ TEST("experts of many tokens have the same bits for every cut, order and launch"
   for (const ExpertLayer& layer : layers) {
     const auto tokens = make_expert_tokens(layer, 35, 1, 7);
     for (const bool is_folded : {false, true}) {
-      cuda_host::set_order(Order::late_copies, 1);
+      set_order(Order::late_copies, 1);
       const auto whole = experts_on_device(layer, tokens, many(is_folded));
       for (std::uint64_t seed = 1; seed < 4; ++seed) {
-        cuda_host::set_order(seed % 2 == 0 ? Order::random : Order::late_copies, seed);
+        set_order(seed % 2 == 0 ? Order::random : Order::late_copies, seed);
         CHECK(are_same_bits(experts_on_device(layer, tokens, many(is_folded, seed)), whole));
       }
     }

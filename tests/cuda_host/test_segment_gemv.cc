@@ -3,15 +3,13 @@
 
 #include "base/error.h"
 #include "check.h"
-#include "host/device.h"
 #include "kernels/expert_sum.h"
 #include "kernels/segment_gemv.h"
+#include "on_device.h"
 #include "segment_layer.h"
 
 namespace moerun::test {
 namespace {
-
-using cuda_host::Order;
 
 bool are_same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -51,10 +49,10 @@ TEST("experts of few tokens have the same bits for every cut, order and launch")
   for (const DType dtype : kAllDTypes) {
     const auto layer = make_expert_layer({96, 4, 170, 100, dtype, DType::bf16}, 5);
     const auto tokens = make_expert_tokens(layer, 3, 1, 6);
-    cuda_host::set_order(Order::late_copies, 1);
+    set_order(Order::late_copies, 1);
     const auto whole = experts_on_device(layer, tokens, {});
     for (std::uint64_t seed = 1; seed < 6; ++seed) {
-      cuda_host::set_order(seed % 2 == 0 ? Order::random : Order::late_copies, seed);
+      set_order(seed % 2 == 0 ? Order::random : Order::late_copies, seed);
       DeviceRun run;
       run.cuts = seed;
       CHECK(are_same_bits(experts_on_device(layer, tokens, run), whole));
@@ -73,6 +71,7 @@ TEST("a token's experts have the same bits alone and beside others") {
   }
 }
 
+#if defined(MOERUN_CUDA_HOST)
 TEST("an expert kernel without one of its barriers gives a wrong answer") {
   const auto layer = make_expert_layer({96, 4, 64, 0, DType::bf16, DType::bf16}, 9);
   const auto tokens = make_expert_tokens(layer, 1, 2, 10);
@@ -81,7 +80,7 @@ TEST("an expert kernel without one of its barriers gives a wrong answer") {
   for (const int barrier : {1, 2}) {
     std::size_t num_wrong = 0;
     for (std::uint64_t seed = 0; seed < 8; ++seed) {
-      cuda_host::set_order(Order::random, seed);
+      set_order(Order::random, seed);
       cuda_host::set_broken_barrier(barrier);
       const auto found = experts_on_device(layer, tokens, {});
       cuda_host::set_broken_barrier(-1);
@@ -90,6 +89,7 @@ TEST("an expert kernel without one of its barriers gives a wrong answer") {
     CHECK_EQ(num_wrong, std::size_t{8});
   }
 }
+#endif
 
 TEST("experts that are too wide or folded are refused by the kernel of few tokens") {
   cuda::ExpertWork work;

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cached import PROMPT, run_resident
+from cpp_build import build_everything
 from hypothesis import settings
 
 import moerun
@@ -51,6 +52,12 @@ def run_cli():
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cpp_build():
+    """The folder with everything built from C++."""
+    return build_everything()
 
 
 @pytest.fixture(scope="session")

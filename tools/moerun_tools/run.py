@@ -35,6 +35,21 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 """
 
 
+class _DeviceName(click.Choice):  # type: ignore[type-arg]
+    """The devices, and the one more that builds for tests have."""
+
+    def __init__(self) -> None:
+        super().__init__(["auto", "cpu", "cuda"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "cuda-host":
+            from moerun import _moerun
+
+            if value in _moerun.DEVICES:
+                return value
+        return super().convert(value, param, ctx)
+
+
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from moerun import __version__
@@ -78,7 +93,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
 @_option(
     "Model",
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=_DeviceName(),
     default="auto",
     help="Where the model runs.",
 )
