@@ -11,9 +11,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/view.h"
 #include "device/device_buffer.h"
+#include "device/memory_state.h"
 #include "device/op_params.h"
 
 namespace moerun {
@@ -28,6 +30,18 @@ class Stream {
 };
 
 class CopyQueue;
+
+// The largest pass that a stream will be used for.
+struct PassShape {
+  struct Layer {
+    ExpertShape experts;
+    std::size_t slots = 0;  // of a token
+  };
+  std::size_t tokens = 0;
+  AttentionShape attention;
+  std::size_t kv_capacity = 0;  // tokens
+  std::vector<Layer> layers;
+};
 
 class Backend {
  public:
@@ -87,6 +101,15 @@ class Backend {
   virtual void compute_segments(Stream& stream, std::span<const Segment> segments) = 0;
   // y[t] += scale * sum over slots s of weight(t, s) * expert(t, s), in slot order.
   virtual void finish_experts(Stream& stream, float scale, Activations y) = 0;
+
+  // Of the device: what allocate() takes from, but for MemoryUse::shared.
+  virtual MemoryState memory() const = 0;
+  // Scratch memory that a stream will have taken from it after such passes; 0 where the memory is
+  // the host's, which gives as much as is used.
+  virtual std::size_t scratch_bytes_for(const PassShape&) const { return 0; }
+  // To be called on every thread before it uses the device: others may have chosen another one
+  // there.
+  virtual void make_current() {}
 };
 
 // Threads: how many share the work, the caller's included. `kernels`: a name for

@@ -8,8 +8,10 @@ namespace moerun {
 
 Session::Session(std::shared_ptr<Model> model)
     : model_(std::move(model)),
-      memory_(model_->borrow_pass_memory()),
-      kv_cache_(model_->config(), model_->context_length(), *model_->backend_) {}
+      memory_(model_->on_device([this] { return model_->borrow_pass_memory(); })),
+      kv_cache_(model_->on_device([this] {
+        return KvCache(model_->config(), model_->context_length(), *model_->plan_.backend);
+      })) {}
 
 Session::~Session() { model_->return_pass_memory(std::move(memory_)); }
 
@@ -25,9 +27,16 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
     throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
+  const std::lock_guard lock(model_->step_mutex_);
+  model_->on_device([&] { run(token_ids, logits, between_layers, record); });
+}
+
+void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logits,
+                  const Checkpointer& between_layers, RoutingRecord* record) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  const bool all_logits = logits.size() == token_ids.size() * vocab;
   const std::size_t sequence_length = num_tokens_ + token_ids.size();
   Workspace& workspace = memory_->workspace;
-  const std::lock_guard lock(model_->step_mutex_);
   for (std::size_t first = 0; first < token_ids.size(); first += workspace.max_tokens()) {
     const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
     const Decoder::Pass pass{*memory_->stream,

@@ -33,6 +33,19 @@ Routing Workspace::routing(std::size_t tokens, std::size_t slots) {
   return {expert_ids_->as<std::int32_t>(), expert_weights_->as<float>(), tokens, slots};
 }
 
+std::size_t Workspace::device_bytes_for(const ModelConfig& config, std::size_t max_tokens) {
+  const auto floats = [](std::size_t rows, std::int64_t cols) {
+    return rows * padded(static_cast<std::size_t>(cols));
+  };
+  const std::int64_t q_size = config.num_attention_heads * config.head_dim;
+  const std::int64_t kv_size = config.num_key_value_heads * config.head_dim;
+  const std::size_t count = 2 * floats(max_tokens, config.hidden_size) +
+                            floats(max_tokens, q_size + 2 * kv_size) + floats(max_tokens, q_size) +
+                            floats(max_tokens, config.num_experts) +
+                            floats(std::min(kLogitRows, max_tokens), config.vocab_size);
+  return count * sizeof(float);
+}
+
 std::size_t Workspace::bytes() const {
   std::size_t total = expert_ids_->size() + expert_weights_->size();
   for (const auto& memory : memory_) total += memory->size();

@@ -6,12 +6,6 @@
 #include "base/error.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
-namespace {
-
-// The lists of segments of a few layers, or the token ids of a prompt.
-constexpr std::size_t kStagingBytes = 1 << 20;
-
-}  // namespace
 
 CudaStream::CudaStream()
     : pinned_(kStagingBytes, "arguments of kernels", DeviceMemory::Place::pinned_host),
