@@ -51,17 +51,20 @@ void use(const std::shared_ptr<Model>& model) {
 
 TEST("a model takes the device memory that was planned for it, and no more") {
   for (const std::string budget : {"", "25%"}) {
+    ModelOptions options = on_device(budget);
+    options.context_length = 160;
+    options.prefill_chunk = 128;  // enough for the scratch memory of prompts to count
     const std::size_t before = cuda_host::bytes_allocated();
-    const MemoryPlan plan = plan_model(kModel, on_device(budget)).memory;
+    const MemoryPlan plan = plan_model(kModel, options).memory;
     CHECK_EQ(cuda_host::bytes_allocated(), before);
-    const auto model = Model::load(kModel, on_device(budget));
+    const auto model = Model::load(kModel, options);
     use(model);
     // The pass memory stays with the model, the KV cache goes with its session.
     const std::size_t taken =
         cuda_host::bytes_allocated() - before + plan.needs.kv_cache - model->expert_memory_bytes();
     const std::size_t planned = plan.needs.total() - plan.needs.reserve;
-    CHECK(taken <= planned + plan.needs.reserve / 8);
-    CHECK(taken >= planned - planned / 100);
+    // The frequencies of the rotation are not counted: the reserve is for such things.
+    CHECK_NEAR(static_cast<double>(taken), static_cast<double>(planned), 4096);
   }
 }
 

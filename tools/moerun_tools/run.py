@@ -80,7 +80,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="Where the model runs.",
+    help="Where the model runs; auto takes a usable CUDA device, else the CPU.",
 )
 @_option(
     "Model",
