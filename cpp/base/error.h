@@ -54,9 +54,15 @@ class Interrupted : public Error {
 };
 
 // A device failed in the middle of its work. What is on it is lost: load the model again.
+// `needs_restart()`: nor can this process use the device again.
 class DeviceError : public Error {
  public:
-  using Error::Error;
+  explicit DeviceError(const std::string& message, bool needs_restart = false)
+      : Error(message), needs_restart_(needs_restart) {}
+  bool needs_restart() const { return needs_restart_; }
+
+ private:
+  bool needs_restart_;
 };
 
 // Concatenates its arguments into one message: message("expected ", n, " bytes").

@@ -66,6 +66,18 @@ std::size_t available_in_cgroup(const std::string& folder) {
   return limit > used ? limit - used : 0;
 }
 
+// Bytes after a key of /proc/meminfo, as much as there can be where it is not there.
+std::size_t in_meminfo(std::string_view wanted) {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  std::size_t kib = 0;
+  while (meminfo >> key >> kib) {
+    if (key == wanted) return kib * 1024;
+    meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return std::numeric_limits<std::size_t>::max();
+}
+
 }  // namespace
 
 HostMemory::HostMemory(std::size_t bytes, std::string_view what, PageSize pages) {
@@ -88,18 +100,13 @@ HostMemory::~HostMemory() {
 }
 
 std::size_t available_memory_bytes() {
-  std::size_t available = std::numeric_limits<std::size_t>::max();
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::size_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") available = kib * 1024;
-    meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
+  std::size_t available = in_meminfo("MemAvailable:");
   for (const std::string& folder : cgroup_folders()) {
     available = std::min(available, available_in_cgroup(folder));
   }
   return available;
 }
+
+std::size_t total_memory_bytes() { return in_meminfo("MemTotal:"); }
 
 }  // namespace moerun

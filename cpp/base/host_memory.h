@@ -46,5 +46,7 @@ class HostMemory {
 
 // Bytes of physical memory that can be had without swapping, within the cgroup's limit.
 std::size_t available_memory_bytes();
+// Bytes of physical memory that the machine has.
+std::size_t total_memory_bytes();
 
 }  // namespace moerun

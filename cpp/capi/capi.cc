@@ -56,6 +56,8 @@ moerun_status guarded(Body&& body) noexcept {
     return fail(MOERUN_UNSUPPORTED_MODEL, error.what());
   } catch (const moerun::OutOfMemory& error) {
     return fail(MOERUN_OUT_OF_MEMORY, error.what());
+  } catch (const moerun::DeviceError& error) {
+    return fail(MOERUN_DEVICE_ERROR, error.what());
   } catch (const std::bad_alloc&) {
     return fail(MOERUN_OUT_OF_MEMORY, "out of memory");
   } catch (const std::exception& error) {

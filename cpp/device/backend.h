@@ -12,9 +12,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/view.h"
 #include "device/device_buffer.h"
+#include "device/memory_state.h"
 #include "device/op_params.h"
 
 namespace moerun {
@@ -38,6 +40,18 @@ class RecordedWork {
   virtual bool is_current() const = 0;
   // Issues them to the stream that they were recorded on.
   virtual void run() = 0;
+};
+
+// The largest pass that a stream will be used for.
+struct PassShape {
+  struct Layer {
+    ExpertShape experts;
+    std::size_t slots = 0;  // of a token
+  };
+  std::size_t tokens = 0;
+  AttentionShape attention;
+  std::size_t kv_capacity = 0;  // tokens
+  std::vector<Layer> layers;
 };
 
 class Backend {
@@ -119,6 +133,15 @@ class Backend {
   // What `issue` issues to the stream is not run but recorded. It may not wait for anything, nor
   // give operations something to take from the host. All of it must have been issued once before.
   virtual std::unique_ptr<RecordedWork> record(Stream& stream, const std::function<void()>& issue);
+
+  // Of the device: what allocate() takes from, but for MemoryUse::shared.
+  virtual MemoryState memory() const = 0;
+  // Scratch memory that a stream will have taken from it after such passes; 0 where the memory is
+  // the host's, which gives as much as is used.
+  virtual std::size_t scratch_bytes_for(const PassShape&) const { return 0; }
+  // To be called on every thread before it uses the device: others may have chosen another one
+  // there.
+  virtual void make_current() {}
 };
 
 // Threads: how many share the work, the caller's included. `kernels`: a name for

@@ -7,7 +7,9 @@
 
 namespace moerun {
 
-// On the current device. Throws DeviceError, or InvalidArgument in a build without CUDA.
+// On the first device that this build can use, made current on this thread. Throws DeviceError,
+// OutOfMemory where the device has no memory left to begin with, or InvalidArgument where there is
+// no such device.
 std::unique_ptr<Backend> make_cuda_backend();
 
 }  // namespace moerun

@@ -17,7 +17,8 @@ struct CudaDevice {
 
 struct CudaInfo {
   bool compiled = false;   // this build has the CUDA part
-  bool available = false;  // and finds a driver and a device
+  bool available = false;  // and finds a driver that is new enough, and a device it has code for
+  int usable_device = -1;  // the first such device; CUDA_VISIBLE_DEVICES chooses among several
   std::string reason;      // why it is not available
   int driver_version = 0;  // 13000 for 13.0; 0: none
   int runtime_version = 0;

@@ -18,7 +18,10 @@ ExpertLease::~ExpertLease() {
     const bool is_done = item.is_finished || item.first_record == layer.num_records;
     if (is_done) continue;
     if (item.transfer && item.new_slot && !item.copies_to_slot) {
-      cache_.engine_->drain(item.transfer);  // it writes into the slot
+      try {
+        cache_.engine_->drain(item.transfer);  // it writes into the slot
+      } catch (...) {  // the device has failed, and has said so to a call that can throw
+      }
     } else if (item.transfer) {
       cache_.engine_->cancel(item.transfer);
     }

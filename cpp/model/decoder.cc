@@ -72,7 +72,12 @@ void Decoder::run(const Pass& pass) {
                    space.hidden.slice(0, tokens));
   }
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
-    run_layer(pass, layer);
+    try {
+      run_layer(pass, layer);
+    } catch (const DeviceError& error) {  // which may have been issued in an earlier one
+      throw DeviceError(message(error.what(), " (noticed in layer ", layer, ")"),
+                        error.needs_restart());
+    }
     if (pass.between_layers != nullptr) (*pass.between_layers)();
   }
   // The first layer has no layer before it: this token's last state stands for the next token's.

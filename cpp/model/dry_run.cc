@@ -12,7 +12,8 @@ namespace moerun {
 std::string dry_run_json(const std::filesystem::path& path, const ModelOptions& options) {
   const ModelPlan plan = plan_model(path, options);
   const ModelConfig& config = plan.config;
-  const CacheLayout& layout = plan.layout;
+  const CacheLayout& layout = plan.layout();
+  const MemoryPlan& memory = plan.memory;
   std::size_t expert_bytes = 0;
   for (const LayerWeights& layer : plan.weights->layers) {
     if (layer.experts.num_experts != 0) {
@@ -21,6 +22,8 @@ std::string dry_run_json(const std::filesystem::path& path, const ModelOptions& 
   }
   nlohmann::ordered_json json;
   json["model"] = path.string();
+  json["device"] = plan.device.device;
+  json["device_reason"] = plan.device.reason;
   json["state"] = layout.is_resident ? "resident" : "cached";
   json["policy"] =
       layout.is_resident ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(layout.policy);
@@ -33,6 +36,12 @@ std::string dry_run_json(const std::filesystem::path& path, const ModelOptions& 
   json["ring_bytes"] = layout.ring_bytes();
   json["smallest_budget_bytes"] = layout.smallest_budget_bytes;
   json["kv_cache_bytes_at_full_context"] = KvCache::bytes_for(config, plan.context_length);
+  json["activation_bytes"] = memory.needs.activations;
+  json["scratch_bytes"] = memory.needs.scratch;
+  json["reserve_bytes"] = memory.needs.reserve;
+  json["left_for_experts_bytes"] = memory.left_for_experts;
+  json["device_free_bytes"] = memory.memory.free_bytes;
+  json["device_total_bytes"] = memory.memory.total_bytes;
   json["available_bytes"] = available_memory_bytes();
   json["num_moe_layers"] = plan.weights->num_moe_layers();
   json["num_experts"] = config.num_experts;

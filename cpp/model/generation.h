@@ -26,7 +26,8 @@ class Generation {
              const GenerationParams& params);
 
   // The next token; none after a stop token, after max_new_tokens, or when the context is full.
-  // The first call runs the prompt. A call that throws (an interruption, say) ends the generation.
+  // The first call runs the prompt. A call that throws (an interruption, say) ends the generation;
+  // after a DeviceError every later one throws, too.
   std::optional<std::int32_t> next(const Checkpointer& between_layers = {});
 
   const GenerationStats& stats() const { return stats_; }

@@ -6,29 +6,15 @@
 #include "base/cpu_features.h"
 #include "base/error.h"
 #include "device/cpu/kernel_table.h"
-#include "device/cuda_backend.h"
+#include "device/cuda_query.h"
 #include "expert/record_file.h"
 #include "io/checkpoint.h"
-#include "model/device_choice.h"
-#include "model/kv_cache.h"
 
 namespace moerun {
 namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr std::int64_t kMaxPrefillChunk = 65536;
-// Left free for activations and everything else where no budget is given.
-constexpr std::size_t kReserveBytes = std::size_t{256} << 20;
-// A context is seldom used to its end, and a KV cache takes memory only as it fills.
-constexpr std::size_t kMaxKvReserve = std::size_t{1} << 30;
-
-std::size_t memory_for_experts(const ModelConfig& config, const ModelWeights& weights,
-                               std::size_t context_length) {
-  const std::size_t taken = weights.resident_bytes() + kReserveBytes +
-                            std::min(KvCache::bytes_for(config, context_length), kMaxKvReserve);
-  const std::size_t available = available_memory_bytes();
-  return available > taken ? available - taken : 0;
-}
 
 std::unique_ptr<ExpertStore> open_store(const ModelWeights& weights,
                                         const std::filesystem::path& model,
@@ -41,10 +27,35 @@ std::unique_ptr<ExpertStore> open_store(const ModelWeights& weights,
   return std::make_unique<RecordStore>(weights, std::move(layout), path);
 }
 
+void check_options(const ModelOptions& options) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    throw InvalidArgument(
+        message("threads: expected 1 to ", kMaxThreads, ", found ", options.threads));
+  }
+  if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxPrefillChunk) {
+    throw InvalidArgument(message("prefill_chunk: expected 1 to ", kMaxPrefillChunk, ", found ",
+                                  options.prefill_chunk));
+  }
+}
+
+// The device comes first: what fits is for it to say.
+void open_device(ModelPlan& plan, const ModelOptions& options) {
+  plan.threads = options.threads != 0 ? options.threads : num_usable_cpus();
+  plan.cpu_kernels = choose_cpu_kernels(options.cpu_kernels).name;
+  if (options.make_backend) {
+    plan.backend = options.make_backend();
+    plan.device = {std::string(plan.backend->name()), "given by the caller"};
+    return;
+  }
+  plan.device = choose_device(options.device, query_cuda());
+  plan.backend = make_backend(plan.device, plan.threads, plan.cpu_kernels);
+}
+
 }  // namespace
 
 ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& options) {
   ModelPlan plan;
+  check_options(options);
   plan.config = load_model_config(path);
   const ModelConfig& config = plan.config;
   if (!config.not_runnable.empty()) {
@@ -60,47 +71,26 @@ ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& opti
       static_cast<std::size_t>(options.context_length != 0 ? options.context_length : trained);
   plan.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path));
   plan.weights = std::make_unique<ModelWeights>(config, *plan.checkpoint);
-  plan.layout =
-      make_cache_layout(*plan.weights, static_cast<std::size_t>(config.top_k), options.experts,
-                        memory_for_experts(config, *plan.weights, plan.context_length));
+  open_device(plan, options);
+  plan.memory =
+      plan_memory(config, *plan.weights, plan.context_length,
+                  static_cast<std::size_t>(options.prefill_chunk), options.experts, *plan.backend);
   return plan;
 }
 
 Model::Model(ModelPlan plan, const ModelOptions& options)
-    : plan_(std::move(plan)), options_(options) {
-  if (options.threads < 0 || options.threads > kMaxThreads) {
-    throw InvalidArgument(
-        message("threads: expected 1 to ", kMaxThreads, ", found ", options.threads));
-  }
-  threads_ = options.threads != 0 ? options.threads : num_usable_cpus();
-  if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxPrefillChunk) {
-    throw InvalidArgument(message("prefill_chunk: expected 1 to ", kMaxPrefillChunk, ", found ",
-                                  options.prefill_chunk));
-  }
-  const DeviceChoice choice = options.make_backend ? DeviceChoice{options.device, "asked for"}
-                                                   : choose_device(options.device);
-  device_ = choice.device;
-  device_reason_ = choice.reason;
-  cpu_kernels_ = choose_cpu_kernels(options.cpu_kernels).name;
-}
+    : plan_(std::move(plan)), options_(options) {}
 
 std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const ModelOptions& options,
                                    const LoadProgress& progress) {
   const auto begin = std::chrono::steady_clock::now();
   std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
   ModelWeights& weights = *model->plan_.weights;
-  const CacheLayout& layout = model->plan_.layout;
-  if (options.make_backend) {
-    model->backend_ = options.make_backend();
-  } else if (model->device_ == "cuda") {
-    model->backend_ = make_cuda_backend();
-  } else {
-    model->backend_ = make_cpu_backend(model->threads_, model->cpu_kernels_);
-  }
-  Backend& backend = *model->backend_;
+  const CacheLayout& layout = model->cache_layout();
+  Backend& backend = *model->plan_.backend;
   const bool copies_experts = !layout.is_resident && !backend.is_host();
   {
-    ThreadPool loaders(model->threads_);
+    ThreadPool loaders(model->threads());
     weights.load(loaders, progress, layout.is_resident || copies_experts, layout.arena_bytes(),
                  copies_experts ? &backend : nullptr);
   }
@@ -147,7 +137,20 @@ std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
   const auto max_tokens =
       std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length());
   return std::make_unique<PassMemory>(
-      PassMemory{backend_->make_stream(), Workspace(config(), max_tokens, *backend_)});
+      PassMemory{plan_.backend->make_stream(), Workspace(config(), max_tokens, *plan_.backend)});
+}
+
+void Model::check_open() const {
+  const std::lock_guard lock(failure_mutex_);
+  if (!failure_) return;
+  throw DeviceError(message("the model was closed after a device error: ", failure_->what(),
+                            failure_->needs_restart() ? "" : "; load it again"),
+                    failure_->needs_restart());
+}
+
+void Model::close(const DeviceError& cause) noexcept {
+  const std::lock_guard lock(failure_mutex_);
+  if (!failure_) failure_ = cause;
 }
 
 void Model::return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept {

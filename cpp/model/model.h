@@ -12,12 +12,15 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/thread_pool.h"
 #include "device/backend.h"
 #include "expert/expert_cache.h"
 #include "expert/expert_store.h"
 #include "io/checkpoint.h"
 #include "model/decoder.h"
+#include "model/device_choice.h"
+#include "model/memory_plan.h"
 #include "model/sampler.h"
 #include "model/workspace.h"
 #include "trace/event_log.h"
@@ -66,31 +69,37 @@ struct PassMemory {
 
 // Everything about a model that can be known before its weights are read.
 struct ModelPlan {
+  DeviceChoice device;
+  std::string cpu_kernels;
+  int threads = 1;
+  std::unique_ptr<Backend> backend;  // outlives what lies in its memory
   ModelConfig config;
   std::size_t context_length = 0;
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<ModelWeights> weights;
-  CacheLayout layout;
+  MemoryPlan memory;
+
+  const CacheLayout& layout() const { return memory.layout; }
 };
 
-// Throws what Model::load throws.
+// Asks the device how much of its memory is free, and takes none. Throws what Model::load throws.
 ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& options);
 
 // One model may be used from several threads; their steps take turns.
 class Model {
  public:
   // `path`: a directory with config.json and safetensors. Throws FileError, FormatError,
-  // UnsupportedModel, OutOfMemory, InvalidArgument, and what `progress` throws.
+  // UnsupportedModel, OutOfMemory, InvalidArgument, DeviceError, and what `progress` throws.
   static std::shared_ptr<Model> load(const std::filesystem::path& path, const ModelOptions& options,
                                      const LoadProgress& progress = {});
 
   const ModelConfig& config() const { return plan_.config; }
   const ModelOptions& options() const { return options_; }
   std::size_t context_length() const { return plan_.context_length; }
-  int threads() const { return threads_; }
-  const std::string& device() const { return device_; }
-  const std::string& device_reason() const { return device_reason_; }
-  const std::string& cpu_kernels() const { return cpu_kernels_; }
+  int threads() const { return plan_.threads; }
+  const std::string& device() const { return plan_.device.device; }
+  const std::string& device_reason() const { return plan_.device.reason; }
+  const std::string& cpu_kernels() const { return plan_.cpu_kernels; }
   const LoadStats& load_stats() const { return load_stats_; }
   std::size_t resident_bytes() const { return plan_.weights->resident_bytes(); }
   std::size_t expert_bytes() const {
@@ -98,10 +107,10 @@ class Model {
   }  // of all, in memory or not
   // Memory that holds experts.
   std::size_t expert_memory_bytes() const {
-    return plan_.layout.is_resident ? expert_bytes() : plan_.layout.arena_bytes();
+    return cache_layout().is_resident ? expert_bytes() : cache_layout().arena_bytes();
   }
   const ModelWeights& weights() const { return *plan_.weights; }
-  const CacheLayout& cache_layout() const { return plan_.layout; }
+  const CacheLayout& cache_layout() const { return plan_.layout(); }
   // Null where every expert is resident.
   const ExpertCache* expert_cache() const { return cache_.get(); }
   // What the cache did so far, if that was asked for (ExpertCacheOptions::log_events).
@@ -118,8 +127,26 @@ class Model {
   // Throws InvalidArgument for an empty list, ids out of range, or more than the context holds.
   void check_prompt(std::span<const std::int32_t> token_ids) const;
 
+  // A device that fails in the middle of its work closes the model: what was on it is lost. From
+  // then on everything that computes throws this DeviceError, which names the failure.
+  void check_open() const;
+
  private:
   friend class Session;
+  void close(const DeviceError& cause) noexcept;
+  // Everything that uses the device goes through this.
+  template <typename Body>
+  auto on_device(Body&& body) {
+    check_open();
+    try {
+      plan_.backend->make_current();
+      return body();
+    } catch (const DeviceError& error) {
+      close(error);
+      throw;
+    }
+  }
+
   Model(ModelPlan plan, const ModelOptions& options);
 
   // Memory of sessions that have ended serves the next: pages fresh from the system must be zeroed
@@ -129,11 +156,6 @@ class Model {
 
   ModelPlan plan_;
   ModelOptions options_;
-  int threads_ = 1;
-  std::string device_;
-  std::string device_reason_;
-  std::string cpu_kernels_;
-  std::unique_ptr<Backend> backend_;
   EventLog events_;
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<ExpertCache> cache_;
@@ -142,6 +164,8 @@ class Model {
   std::mutex step_mutex_;
   std::mutex memory_mutex_;
   std::unique_ptr<PassMemory> idle_memory_;
+  mutable std::mutex failure_mutex_;
+  std::optional<DeviceError> failure_;
   mutable std::mutex stats_mutex_;
   std::optional<GenerationStats> generation_stats_;
 };

@@ -8,12 +8,15 @@ namespace moerun {
 
 Session::Session(std::shared_ptr<Model> model)
     : model_(std::move(model)),
-      memory_(model_->borrow_pass_memory()),
-      kv_cache_(model_->config(), model_->context_length(), *model_->backend_) {
-  if (model_->decoder_->needs_no_host()) {
-    graph_ = std::make_unique<DecodeGraph>(*model_->decoder_, *model_->backend_,
-                                           static_cast<std::size_t>(model_->config().vocab_size));
-  }
+      memory_(model_->on_device([this] { return model_->borrow_pass_memory(); })),
+      kv_cache_(model_->on_device([this] {
+        return KvCache(model_->config(), model_->context_length(), *model_->plan_.backend);
+      })) {
+  if (!model_->decoder_->needs_no_host()) return;
+  graph_ = model_->on_device([this] {
+    return std::make_unique<DecodeGraph>(*model_->decoder_, *model_->plan_.backend,
+                                         static_cast<std::size_t>(model_->config().vocab_size));
+  });
 }
 
 Session::~Session() {
@@ -33,9 +36,16 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
     throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
+  const std::lock_guard lock(model_->step_mutex_);
+  model_->on_device([&] { run(token_ids, logits, between_layers, record); });
+}
+
+void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logits,
+                  const Checkpointer& between_layers, RoutingRecord* record) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  const bool all_logits = logits.size() == token_ids.size() * vocab;
   const std::size_t sequence_length = num_tokens_ + token_ids.size();
   Workspace& workspace = memory_->workspace;
-  const std::lock_guard lock(model_->step_mutex_);
   for (std::size_t first = 0; first < token_ids.size(); first += workspace.max_tokens()) {
     const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
     const Decoder::Pass pass{*memory_->stream,

@@ -16,6 +16,7 @@ namespace moerun {
 
 class Session {
  public:
+  // Throws OutOfMemory, and DeviceError where the device has failed.
   explicit Session(std::shared_ptr<Model> model);
   ~Session();
   Session(const Session&) = delete;
@@ -23,6 +24,7 @@ class Session {
 
   // Appends tokens and computes the logits of the last one, of all, or of none: `logits` has
   // (1, vocab_size), (token_ids.size(), vocab_size) or no floats. `record` is told of the routing.
+  // A DeviceError closes the model: see Model::check_open().
   void append(std::span<const std::int32_t> token_ids, std::span<float> logits,
               const Checkpointer& between_layers, RoutingRecord* record = nullptr);
 
@@ -32,6 +34,8 @@ class Session {
   Model& model() { return *model_; }
 
  private:
+  void run(std::span<const std::int32_t> token_ids, std::span<float> logits,
+           const Checkpointer& between_layers, RoutingRecord* record);
   void record_predictions(const Decoder::Pass& pass, RoutingRecord& record);
 
   std::shared_ptr<Model> model_;

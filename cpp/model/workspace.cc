@@ -45,6 +45,20 @@ Routing Workspace::routing_on_host(std::size_t tokens, std::size_t slots) const 
           routing_on_host_.expert_weights->as<float>(), tokens, slots};
 }
 
+std::size_t Workspace::device_bytes_for(const ModelConfig& config, std::size_t max_tokens) {
+  const auto floats = [](std::size_t rows, std::int64_t cols) {
+    return rows * padded(static_cast<std::size_t>(cols));
+  };
+  const std::int64_t q_size = config.num_attention_heads * config.head_dim;
+  const std::int64_t kv_size = config.num_key_value_heads * config.head_dim;
+  const std::size_t count = 2 * floats(max_tokens, config.hidden_size) +
+                            floats(max_tokens, q_size + 2 * kv_size) + floats(max_tokens, q_size) +
+                            floats(max_tokens, config.num_experts) +
+                            floats(std::min(kLogitRows, max_tokens), config.vocab_size);
+  const std::size_t pairs = max_tokens * (static_cast<std::size_t>(config.top_k) + 1);
+  return count * sizeof(float) + pairs * (sizeof(std::int32_t) + sizeof(float));
+}
+
 std::size_t Workspace::bytes() const {
   std::size_t total = routing_.expert_ids->size() + routing_.expert_weights->size();
   for (const auto& memory : memory_) total += memory->size();

@@ -30,6 +30,8 @@ class Workspace {
   Routing routing_on_host(std::size_t tokens, std::size_t slots) const;
   std::size_t max_tokens() const { return max_tokens_; }
   std::size_t bytes() const;
+  // Of the device's own memory, of a workspace that has not been made.
+  static std::size_t device_bytes_for(const ModelConfig& config, std::size_t max_tokens);
 
  private:
   Activations make(std::size_t rows, std::size_t cols);

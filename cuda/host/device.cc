@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/device_messages.h"
 
 namespace moerun::cuda_host {
 namespace {
@@ -43,18 +44,29 @@ struct Allocation {
   std::unique_ptr<std::byte[]> memory;
   std::size_t bytes = 0;
   std::string what;
+  Place place = Place::device;
+};
+
+struct Pool {
+  std::size_t bytes = 0;
+  std::size_t limit = SIZE_MAX;
+
+  MemoryState state() const { return {limit - std::min(limit, bytes), limit}; }
 };
 
 struct Device {
   std::vector<std::unique_ptr<Stream>> streams;
   std::vector<std::unique_ptr<Event>> events;
   std::map<void*, Allocation> allocations;
-  std::size_t bytes = 0;
-  std::size_t limit = SIZE_MAX;
+  Pool memory;
+  Pool pinned;
   Order order = Order::late_copies;
   std::mt19937_64 random{1};
   bool are_waits_broken = false;
+  std::uint64_t work_until_failure = 0;
   std::exception_ptr failure;
+
+  Pool& pool(Place place) { return place == Place::device ? memory : pinned; }
 };
 
 Device& device() {
@@ -103,6 +115,11 @@ bool run_one(Device& all) {
     std::rethrow_exception(all.failure);
   }
   return true;
+}
+
+void fail_if_due() {
+  auto& left = device().work_until_failure;
+  if (left != 0 && --left == 0) throw DeviceError("a failure that a test asked for");
 }
 
 void run_while(const std::function<bool()>& is_left) {
@@ -169,8 +186,14 @@ void* make_stream() {
 
 void destroy_stream(void* stream) {
   const Lock lock(device_mutex);
-  if (!device().failure) synchronize_stream(stream);
+  std::exception_ptr problem;
+  try {
+    if (!device().failure) synchronize_stream(stream);
+  } catch (...) {
+    problem = std::current_exception();
+  }
   erase(device().streams, stream);
+  if (problem) std::rethrow_exception(problem);
 }
 
 void* make_event() {
@@ -184,21 +207,23 @@ void destroy_event(void* event) {
   erase(device().events, event);
 }
 
-void* allocate(std::size_t bytes, const char* what) {
+void* allocate(std::size_t bytes, const char* what, Place place) {
   const Lock lock(device_mutex);
-  Device& all = device();
   check_nothing_is_recorded();
-  if (bytes > all.limit - std::min(all.limit, all.bytes)) {
-    throw OutOfMemory(message(what, ": ", bytes, " bytes were asked for, ",
-                              all.limit - std::min(all.limit, all.bytes), " are free"));
+  Device& all = device();
+  Pool& pool = all.pool(place);
+  if (bytes > pool.state().free_bytes) {
+    throw place == Place::device ? out_of_device_memory(what, bytes, pool.state())
+                                 : out_of_pinned_memory(what, bytes);
   }
-  Allocation allocation{std::make_unique<std::byte[]>(bytes + 2 * kRedZoneBytes), bytes, what};
+  Allocation allocation{std::make_unique<std::byte[]>(bytes + 2 * kRedZoneBytes), bytes, what,
+                        place};
   std::byte* begin = allocation.memory.get();
   std::fill_n(begin, kRedZoneBytes, kRedZone);
   std::fill_n(begin + kRedZoneBytes, bytes, kUnwritten);
   std::fill_n(begin + kRedZoneBytes + bytes, kRedZoneBytes, kRedZone);
   void* memory = begin + kRedZoneBytes;
-  all.bytes += bytes;
+  pool.bytes += bytes;
   all.allocations.emplace(memory, std::move(allocation));
   return memory;
 }
@@ -207,26 +232,49 @@ void free_memory(void* memory) {
   const Lock lock(device_mutex);
   if (memory == nullptr) return;
   Device& all = device();
-  if (!all.failure) synchronize_device();
+  std::exception_ptr problem;
+  try {
+    if (!all.failure) synchronize_device();
+  } catch (...) {
+    problem = std::current_exception();
+  }
   const auto found = all.allocations.find(memory);
   if (found == all.allocations.end()) throw DeviceError("memory was freed that is not allocated");
   const Allocation allocation = std::move(found->second);
   all.allocations.erase(found);
-  all.bytes -= allocation.bytes;
+  all.pool(allocation.place).bytes -= allocation.bytes;
   check_red_zones(allocation);
+  if (problem) std::rethrow_exception(problem);
 }
 
-std::size_t bytes_allocated() {
+std::size_t bytes_allocated(Place place) {
   const Lock lock(device_mutex);
-  return device().bytes;
+  return device().pool(place).bytes;
 }
 void spoil(std::exception_ptr failure) {
   const Lock lock(device_mutex);
   if (!device().failure) device().failure = std::move(failure);
 }
-void set_memory_limit(std::size_t bytes) {
+void fail_after(std::uint64_t n) {
   const Lock lock(device_mutex);
-  device().limit = bytes;
+  device().work_until_failure = n;
+}
+void reset() {
+  const Lock lock(device_mutex);
+  device().work_until_failure = 0;
+  device().failure = nullptr;
+  for (const auto& stream : device().streams) {
+    stream->work.clear();
+    stream->recording.reset();
+  }
+}
+void set_memory_limit(std::size_t bytes, Place place) {
+  const Lock lock(device_mutex);
+  device().pool(place).limit = bytes;
+}
+MemoryState memory_state() {
+  const Lock lock(device_mutex);
+  return device().memory.state();
 }
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name) {
@@ -234,6 +282,7 @@ void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, 
   const std::uint64_t seed = device().random();
   issue(stream, {Kind::kernel, [grid, seed, kernel = std::move(kernel), name] {
                    try {
+                     fail_if_due();
                      run_grid(grid, seed, kernel);
                    } catch (const std::exception& error) {
                      throw DeviceError(message(name, ": ", error.what()));
@@ -243,7 +292,10 @@ void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, 
 
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes) {
   const Lock lock(device_mutex);
-  issue(stream, {Kind::copy, [=] { std::memcpy(destination, source, bytes); }});
+  issue(stream, {Kind::copy, [=] {
+                   fail_if_due();
+                   std::memcpy(destination, source, bytes);
+                 }});
 }
 
 void record_event(void* stream, void* event) {

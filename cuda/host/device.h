@@ -11,6 +11,7 @@
 #include <exception>
 #include <functional>
 
+#include "device/memory_state.h"
 #include "host/grid.h"
 
 namespace moerun::cuda_host {
@@ -25,21 +26,23 @@ void destroy_stream(void* stream);  // runs what is left first
 void* make_event();
 void destroy_event(void* event);
 
-// Memory of the device, filled with signalling NaNs. Freeing it waits for everything, and throws
-// where something wrote outside of it. `what` stands in messages.
-void* allocate(std::size_t bytes, const char* what);
+// Memory of the device or page-locked memory of the host, filled with signalling NaNs. Freeing it
+// waits for everything, and throws where something wrote outside of it. `what` stands in messages.
+enum class Place { device, pinned_host };
+void* allocate(std::size_t bytes, const char* what, Place place = Place::device);
 void free_memory(void* memory);
-std::size_t bytes_allocated();
+std::size_t bytes_allocated(Place place = Place::device);
 // The most that allocate() gives out; OutOfMemory beyond it.
-void set_memory_limit(std::size_t bytes);
+void set_memory_limit(std::size_t bytes, Place place = Place::device);
+MemoryState memory_state();  // of the device
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name);
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes);
 void record_event(void* stream, void* event);
 void wait_for_event(void* stream, void* event);  // the stream does
 
-// What is issued to the stream in between is kept and not run; waiting for the stream, recording and
-// waiting for events are errors there, as is allocating memory.
+// What is issued to the stream in between is kept and not run; waiting for the stream, recording
+// and waiting for events are errors there, as is allocating memory.
 void begin_recording(void* stream);
 void* end_recording(void* stream);  // a graph
 void launch_graph(void* stream, const void* graph);
@@ -47,6 +50,10 @@ void destroy_graph(void* graph);
 
 // From now on every call that runs work throws this.
 void spoil(std::exception_ptr failure);
+// The n-th kernel or copy that runs from now on fails, which spoils the device; 0: none.
+void fail_after(std::uint64_t n);
+// As a new process would find the device: forgets its failure and all work that is left.
+void reset();
 
 // Run work until the stream, event or everything is done, or `is_done` says so. Throw what a kernel
 // threw, which spoils the device for good.

@@ -8,6 +8,9 @@
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
+void use_device(int) {}
+MemoryState device_memory() { return cuda_host::memory_state(); }
+
 DeviceStream::DeviceStream(Priority) { handle_.value = cuda_host::make_stream(); }
 
 DeviceStream::~DeviceStream() {
@@ -30,7 +33,9 @@ void DeviceEvent::synchronize() const { cuda_host::synchronize_event(value_); }
 
 DeviceMemory::DeviceMemory(std::size_t bytes, std::string_view what, Place place)
     : size_(bytes), place_(place) {
-  data_ = static_cast<std::byte*>(cuda_host::allocate(bytes, std::string(what).c_str()));
+  data_ = static_cast<std::byte*>(cuda_host::allocate(
+      bytes, std::string(what).c_str(),
+      place == Place::pinned_host ? cuda_host::Place::pinned_host : cuda_host::Place::device));
 }
 
 DeviceMemory::~DeviceMemory() {

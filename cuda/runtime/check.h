@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "base/error.h"
+#include "device/device_messages.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
@@ -11,10 +11,8 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // or the next call would report it again
-  const auto text =
-      message(what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
-  if (error == cudaErrorMemoryAllocation) throw OutOfMemory(text);
-  throw DeviceError(text);
+  if (error == cudaErrorMemoryAllocation) throw out_of_device_memory(what);
+  throw device_failure(what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -224,4 +224,22 @@ std::unique_ptr<RecordedWork> CudaBackend::record(Stream& stream,
   return std::make_unique<RecordedGraph>(own(stream), issue);
 }
 
+MemoryState CudaBackend::memory() const { return device_memory(); }
+
+std::size_t CudaBackend::scratch_bytes_for(const PassShape& shape) const {
+  const std::size_t few = std::min(shape.tokens, kFewExpertTokens);
+  std::size_t partials = 0;
+  std::size_t grouping = 0;
+  for (const auto& [experts, slots] : shape.layers) {
+    partials = std::max(partials, partial_floats(experts, few, slots));
+    if (shape.tokens == few) continue;
+    partials = std::max(partials, partial_floats(experts, shape.tokens, slots, true));
+    grouping = std::max(grouping, grouping_bytes(experts, shape.tokens, slots));
+  }
+  return CudaStream::kStagingBytes + partials * sizeof(float) + grouping +
+         attention_scratch_bytes(shape.attention, shape.tokens, shape.kv_capacity);
+}
+
+void CudaBackend::make_current() { use_device(device_); }
+
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

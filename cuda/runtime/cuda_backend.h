@@ -11,7 +11,7 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(std::string_view name) : name_(name) {}
+  CudaBackend(std::string_view name, int device) : name_(name), device_(device) {}
 
   std::string_view name() const override { return name_; }
   std::unique_ptr<Stream> make_stream() override;
@@ -51,8 +51,13 @@ class CudaBackend final : public Backend {
                    float scale, Activations out) override;
   std::unique_ptr<RecordedWork> record(Stream& stream, const std::function<void()>& issue) override;
 
+  MemoryState memory() const override;
+  std::size_t scratch_bytes_for(const PassShape& shape) const override;
+  void make_current() override;
+
  private:
   std::string_view name_;
+  int device_;
   CopyQueue* copies_ = nullptr;  // owned by who asked for it
 };
 

@@ -8,12 +8,6 @@
 #include "kernels/router.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
-namespace {
-
-// The lists of segments of a few layers, or the token ids of a prompt.
-constexpr std::size_t kStagingBytes = 1 << 20;
-
-}  // namespace
 
 CudaStream::CudaStream()
     : flags_(kMaxRouters * sizeof(std::uint32_t), "flags", DeviceMemory::Place::pinned_host),

@@ -14,6 +14,9 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 class CudaStream final : public Stream {
  public:
+  // For the lists of segments of a few layers, or the token ids of a prompt.
+  static constexpr std::size_t kStagingBytes = 1 << 20;
+
   CudaStream();
 
   void synchronize() override;

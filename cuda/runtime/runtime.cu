@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-#include "base/error.h"
+#include "device/device_messages.h"
 #include "runtime/check.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
@@ -12,6 +12,14 @@ cudaStream_t stream_of(StreamHandle handle) { return static_cast<cudaStream_t>(h
 cudaEvent_t event_of(void* value) { return static_cast<cudaEvent_t>(value); }
 
 }  // namespace
+
+void use_device(int device) { check(cudaSetDevice(device), "making a CUDA context on the device"); }
+
+MemoryState device_memory() {
+  MemoryState memory;
+  check(cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes), "asking for free memory");
+  return memory;
+}
 
 DeviceStream::DeviceStream(Priority priority) {
   int lowest = 0;
@@ -71,13 +79,8 @@ DeviceMemory::DeviceMemory(std::size_t bytes, std::string_view what, Place place
                 : cudaMalloc(&memory, bytes);
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
-    std::size_t free_bytes = 0;
-    std::size_t total_bytes = 0;
-    (void)cudaMemGetInfo(&free_bytes, &total_bytes);
-    throw OutOfMemory(is_pinned
-                          ? message(what, ": ", bytes, " bytes of page-locked memory were refused")
-                          : message(what, ": ", bytes, " bytes were asked for, of ", free_bytes,
-                                    " that the device has free"));
+    if (is_pinned) throw out_of_pinned_memory(what, bytes);
+    throw out_of_device_memory(what, bytes, device_memory());
   }
   check(error, "allocating memory");
   data_ = static_cast<std::byte*>(memory);

@@ -8,9 +8,15 @@
 #include <utility>
 
 #include "base/view.h"
+#include "device/memory_state.h"
 #include "kernels/launch.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
+
+// Makes a device the one that this thread uses: CUDA keeps a choice for each thread.
+void use_device(int device);
+// Of the device that this thread uses.
+MemoryState device_memory();
 
 // What may be told apart by priority.
 enum class Priority { high, low };

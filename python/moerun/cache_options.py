@@ -78,12 +78,15 @@ def dry_run(
     is not on this machine is downloaded.
 
     Returns:
-        `model`, `state` ("resident" when every expert fits, else "cached"), `policy`, `prefetch`;
+        `model`, `device`, `device_reason`; `state` ("resident" when every expert fits, else
+        "cached"), `policy`, `prefetch`;
         `resident_bytes` (all but the routed experts), `kv_cache_bytes_at_full_context`,
         `total_expert_bytes`, `budget_bytes`, `arena_bytes` = `slot_bytes` + `ring_bytes`,
-        `smallest_budget_bytes`, `available_bytes` (free memory); `num_moe_layers`,
-        `num_experts`, `top_k`, `expert_bytes_each`; and `layers`: `layer`, `slots`, `split`,
-        `slot_bytes` of each layer with experts.
+        `smallest_budget_bytes`, `available_bytes` (free memory of the host); `device_free_bytes`,
+        `device_total_bytes`, and of the device `activation_bytes`, `scratch_bytes`,
+        `reserve_bytes`, `left_for_experts_bytes`; `num_moe_layers`, `num_experts`, `top_k`,
+        `expert_bytes_each`; and `layers`: `layer`, `slots`, `split`, `slot_bytes` of each layer
+        with experts.
 
     Raises:
         As `Model.load`.

@@ -32,6 +32,7 @@ _EXCEPTIONS: dict[int, type[errors.MoerunError]] = {
     -3: errors.FormatError,
     -4: errors.UnsupportedModelError,
     -5: errors.OutOfMemoryError,
+    -7: errors.DeviceError,
 }
 
 

@@ -26,7 +26,11 @@ class OutOfMemoryError(MoerunError, MemoryError):
 
 
 class DeviceError(MoerunError, RuntimeError):
-    """A device failed in the middle of its work; what is on it is lost, load the model again."""
+    """A device failed in the middle of its work, and what was on it is lost.
+
+    The first error says what failed. From then on every call that computes with the model raises
+    this class: load the model again, or, where the message says so, start the process again.
+    """
 
 
 class FileError(MoerunError, OSError):

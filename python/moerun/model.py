@@ -76,7 +76,9 @@ class Model:
             path: a directory with config.json and *.safetensors; or a Hugging Face repository id
                 `organisation/name`, which is downloaded if it is not on this machine; or None for
                 `moerun.default_model()`.
-            device: "cpu", "cuda", or "auto" for the best one that works here.
+            device: "cpu", "cuda", or "auto": CUDA where a card, its driver and this build suit each
+                other, else the CPU. `stats()["device_reason"]` says why. Of several cards the first
+                usable one is taken; CUDA_VISIBLE_DEVICES chooses.
             threads: number of CPU threads; None for one a core.
             context_length: tokens of prompt and answer together; None for what the model allows.
             prefill_chunk: tokens of a prompt that are computed together.

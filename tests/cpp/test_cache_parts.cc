@@ -65,7 +65,7 @@ ModelOptions with(const std::string& budget, std::vector<double> split = {}) {
 }
 
 CacheLayout layout_of(const ModelOptions& options) {
-  return plan_model(MOERUN_TEST_MODEL, options).layout;
+  return plan_model(MOERUN_TEST_MODEL, options).memory.layout;
 }
 
 // Experts made of bytes that say where they came from.

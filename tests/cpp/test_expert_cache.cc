@@ -101,7 +101,7 @@ CacheCounters total_of(const Model& model) {
 std::string smallest_budget() {
   ModelOptions options;
   options.experts.budget = "50%";
-  return std::to_string(plan_model(kModel, options).layout.smallest_budget_bytes);
+  return std::to_string(plan_model(kModel, options).memory.layout.smallest_budget_bytes);
 }
 
 }  // namespace

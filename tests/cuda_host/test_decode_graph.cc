@@ -6,8 +6,6 @@
 #include "base/error.h"
 #include "check.h"
 #include "device/backend.h"
-#include "host/device.h"
-#include "host/host_backend.h"
 #include "model/generation.h"
 #include "model/session.h"
 #include "on_device.h"
@@ -19,7 +17,7 @@ ModelOptions on_device() {
   ModelOptions options;
   options.context_length = 300;
   options.threads = 1;
-  options.make_backend = cuda_host::make_backend;
+  options.make_backend = make_device_backend;
   return options;
 }
 
@@ -45,11 +43,11 @@ std::vector<std::vector<float>> decode(const ModelOptions& options, std::size_t 
 TEST("recorded decoding has the bits of decoding step by step") {
   ModelOptions by_the_host = on_device();
   by_the_host.decoder.segment_records = 64;  // cut experts: the host names the segments
-  for (const auto order : {cuda_host::Order::late_copies, cuda_host::Order::random}) {
-    cuda_host::set_order(order, 5);
+  for (const auto order : {Order::late_copies, Order::random}) {
+    set_order(order, 5);
     CHECK(decode(on_device(), 7, 4) == decode(by_the_host, 7, 4));
   }
-  cuda_host::set_order(cuda_host::Order::late_copies, 1);
+  set_order(Order::late_copies, 1);
 }
 
 TEST("a recording is replaced where it serves no longer") {
@@ -92,7 +90,7 @@ TEST("two sequences with recordings of their own do not disturb each other") {
 }
 
 TEST("what cannot be recorded is refused, and the stream is good afterwards") {
-  const auto backend = cuda_host::make_backend();
+  const auto backend = make_device_backend();
   const auto stream = backend->make_stream();
   const OnDevice<std::int32_t> target(std::vector<std::int32_t>{1});
   const std::int32_t two = 2;
@@ -100,10 +98,12 @@ TEST("what cannot be recorded is refused, and the stream is good afterwards") {
     backend->copy(*stream, reinterpret_cast<std::byte*>(target.data()),
                   reinterpret_cast<const std::byte*>(&two), sizeof(two));
   };
+#if defined(MOERUN_CUDA_HOST)  // a card lets some of it pass, and has words of its own
   CHECK_THROWS(DeviceError, backend->record(*stream, [&] { stream->synchronize(); }), "recorded");
   CHECK_THROWS(DeviceError,
                backend->record(*stream, [&] { backend->allocate(8, "x", MemoryUse::streamed); }),
                "recording");
+#endif
   const auto work = backend->record(*stream, copy);
   stream->synchronize();
   CHECK_EQ(target.values()[0], 1);  // recorded, not run

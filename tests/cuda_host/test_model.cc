@@ -9,27 +9,10 @@
 #include "model/forward.h"
 #include "model/generation.h"
 #include "on_device.h"
+#include "test_prompt.h"
 
 namespace moerun::test {
 namespace {
-
-const std::string kModel = MOERUN_TEST_MODEL;
-
-std::vector<std::int32_t> some_tokens(std::size_t count) {
-  std::vector<std::int32_t> ids;
-  for (std::size_t i = 0; i < count; ++i)
-    ids.push_back(static_cast<std::int32_t>(37 * i % 4000 + 5));
-  return ids;
-}
-
-ModelOptions on_device(const std::string& budget = "") {
-  ModelOptions options;
-  options.context_length = 64;
-  options.threads = 1;
-  options.make_backend = make_device_backend;
-  options.experts.budget = budget;
-  return options;
-}
 
 std::vector<float> logits_of(const ModelOptions& options, const std::vector<std::int32_t>& ids) {
   const auto model = Model::load(kModel, options);
@@ -117,16 +100,6 @@ TEST("a copy engine that nobody waits for gives other text") {
   }
   cuda_host::set_broken_waits(false);
   CHECK(broken.hash != expected.hash);
-}
-#endif
-
-#if defined(MOERUN_CUDA_HOST)
-TEST("a model that does not fit on the device says how much it asked for") {
-  struct Limit {
-    explicit Limit(std::size_t bytes) { cuda_host::set_memory_limit(bytes); }
-    ~Limit() { cuda_host::set_memory_limit(SIZE_MAX); }
-  } const limit(cuda_host::bytes_allocated() + (4 << 20));
-  CHECK_THROWS(OutOfMemory, Model::load(kModel, on_device()), "weights", "bytes were asked for");
 }
 #endif
 

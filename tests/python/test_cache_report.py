@@ -56,6 +56,8 @@ def cached(**changes):
 def planned(**changes):
     return {
         "model": "some-model",
+        "device": "cpu",
+        "device_reason": "asked for",
         "state": "cached",
         "policy": "lcp",
         "prefetch": "auto",
@@ -68,6 +70,12 @@ def planned(**changes):
         "smallest_budget_bytes": 900_000,
         "kv_cache_bytes_at_full_context": 6_300_000,
         "available_bytes": 20_300_000_000,
+        "activation_bytes": 30_000_000,
+        "scratch_bytes": 40_000_000,
+        "reserve_bytes": 268_000_000,
+        "left_for_experts_bytes": 70_000_000_000,
+        "device_free_bytes": 71_000_000_000,
+        "device_total_bytes": 85_000_000_000,
         "num_moe_layers": 4,
         "num_experts": 32,
         "top_k": 4,
@@ -168,7 +176,8 @@ def test_without_a_cache_at_work_there_is_one_line():
 def test_the_dry_run_names_every_tier():
     lines = dry_run_table(planned()).splitlines()
     assert lines[0] == "some-model: 4 layers of 32 experts of 73.7 kB, 4 a token"
-    values = {line[:24].strip(): line[24:].strip() for line in lines[2:11]}
+    assert lines[1] == "device cpu (asked for)"
+    values = {line[:24].strip(): line[24:].strip() for line in lines[3:12]}
     assert values == {
         "resident weights": "4.1 MB",
         "KV cache, context full": "6.3 MB",
@@ -181,6 +190,21 @@ def test_the_dry_run_names_every_tier():
         "free memory": "20.3 GB",
     }
     assert "policy lcp, prefetch auto" in lines
+
+
+def test_the_dry_run_of_a_card_tells_its_memory():
+    lines = dry_run_table(planned(device="cuda", device_reason="found a card")).splitlines()
+    assert lines[1] == "device cuda (found a card)"
+    values = {line[:24].strip(): line[24:].strip() for line in lines[12:18]}
+    assert values == {
+        "free on the device": "71.0 GB",
+        "of": "85.0 GB",
+        "activations": "30.0 MB",
+        "scratch memory": "40.0 MB",
+        "reserve": "268.0 MB",
+        "left for experts": "70.0 GB",
+    }
+    assert "free on the device" not in dry_run_table(planned())
 
 
 def test_equal_layers_of_the_dry_run_share_a_row():

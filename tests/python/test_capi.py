@@ -1,5 +1,8 @@
 """The C interface through ctypes, against the pybind11 module."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -58,6 +61,16 @@ def test_errors_carry_the_text_of_the_library(c_model, tmp_path):
         c_model.generate([4096])
     with pytest.raises(errors.InvalidArgumentError, match="temperature"):
         c_model.generate(PROMPT, temperature=-1.0)
+
+
+def test_every_status_of_the_header_that_has_an_exception_raises_it():
+    header = (Path(__file__).parents[2] / "cpp/capi/moerun.h").read_text()
+    statuses = {name: int(code) for name, code in re.findall(r"MOERUN_(\w+) = (-\d+)", header)}
+    assert statuses.pop("INTERNAL_ERROR") == -6
+    assert {
+        name.title().replace("_", "").removesuffix("Error") + "Error": code
+        for name, code in statuses.items()
+    } == {kind.__name__: code for code, kind in capi._EXCEPTIONS.items()}
 
 
 def test_a_closed_model_is_refused():

@@ -60,6 +60,9 @@ def test_text_goes_to_standard_output_and_the_rest_to_standard_error(run_cli, gr
     for part in ("load ", "GB/s", "TTFT ", "prefill ", "decode ", "tok/s", "memory: experts "):
         assert part in done.stderr
     assert "KV cache" in done.stderr
+    assert re.search(
+        r"^load .* on (cpu \(no CUDA: .+\)|cuda \(found .+\)), TTFT", done.stderr, re.M
+    )
 
 
 def test_quiet_leaves_standard_error_empty(run_cli):

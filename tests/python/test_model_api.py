@@ -1,6 +1,7 @@
 import array
 import itertools
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -392,6 +393,29 @@ def test_the_build_says_what_is_in_it():
     assert isinstance(info["cuda_architectures"], list)
 
 
+def test_auto_takes_cuda_where_the_build_says_that_it_can_be_had(model, default_path):
+    cuda = moerun.build_info()["cuda"]
+    sizes = moerun.dry_run(default_path)
+    assert sizes["device"] == ("cuda" if cuda["available"] else "cpu")
+    assert sizes["device_reason"].startswith("found " if cuda["available"] else "no CUDA: ")
+    assert cuda["reason"] in sizes["device_reason"]
+    assert 0 < sizes["device_free_bytes"] <= sizes["device_total_bytes"]
+    assert model.stats()["device_reason"] == "asked for"
+
+
+def test_cuda_that_cannot_be_had_is_refused_with_the_reason(default_path):
+    cuda = moerun.build_info()["cuda"]
+    if cuda["available"]:
+        pytest.skip("it can be had here")
+    for call in (Model.load, moerun.dry_run):
+        with pytest.raises(errors.InvalidArgumentError, match=re.escape(cuda["reason"])):
+            call(default_path, device="cuda")
+
+
+def test_a_device_error_says_what_to_do_about_it():
+    assert "load the model again" in errors.DeviceError.__doc__
+
+
 def test_every_exported_name_exists():
     for name in moerun.__all__:
         assert hasattr(moerun, name)
@@ -404,6 +428,7 @@ def test_every_exported_name_exists():
         (errors.FormatError, ValueError),
         (errors.UnsupportedModelError, ValueError),
         (errors.OutOfMemoryError, MemoryError),
+        (errors.DeviceError, RuntimeError),
         (errors.FileError, OSError),
         (errors.MissingFileError, FileNotFoundError),
     ],

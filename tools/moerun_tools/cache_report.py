@@ -40,10 +40,12 @@ def dry_run_table(plan: dict[str, Any]) -> str:
         *([] if is_resident else parts),
         ("smallest budget", plan["smallest_budget_bytes"], ""),
         ("free memory", plan["available_bytes"], ""),
+        *([] if plan["device"] == "cpu" else _device_sizes(plan)),
     ]
     lines = [
         f"{plan['model']}: {plan['num_moe_layers']} layers of {plan['num_experts']} experts of "
         f"{as_bytes(plan['expert_bytes_each'])}, {plan['top_k']} a token",
+        f"device {plan['device']} ({plan['device_reason']})",
         "",
         *(f"{name:24}{as_bytes(size):>10}{share}" for name, size, share in sizes),
         "",
@@ -55,6 +57,18 @@ def dry_run_table(plan: dict[str, Any]) -> str:
         if plan["layers"]:
             lines += ["", _aligned(_layer_ranges(plan["layers"]))]
     return "\n".join(lines)
+
+
+def _device_sizes(plan: dict[str, Any]) -> list[tuple[str, int, str]]:
+    """Return what a card's memory has to hold beside what every device holds."""
+    return [
+        ("free on the device", plan["device_free_bytes"], ""),
+        ("  of", plan["device_total_bytes"], ""),
+        ("  activations", plan["activation_bytes"], ""),
+        ("  scratch memory", plan["scratch_bytes"], ""),
+        ("  reserve", plan["reserve_bytes"], ""),
+        ("  left for experts", plan["left_for_experts_bytes"], ""),
+    ]
 
 
 def cache_table(cache: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ def speed_line(stats: dict[str, Any]) -> str:
     """Return one line: how fast the model was loaded, and how fast it read and wrote."""
     load = stats["load"]
     parts = [
-        f"load {as_seconds(load['seconds'])} ({as_rate(load['gb_per_s'])} GB/s)",
+        f"load {as_seconds(load['seconds'])} ({as_rate(load['gb_per_s'])} GB/s) "
+        f"on {stats['device']} ({stats['device_reason']})",
         f"TTFT {as_seconds(stats['ttft_s'])}",
         f"prefill {as_rate(stats['prefill_tokens_per_s'])} tok/s ({stats['prompt_tokens']} tokens)",
         f"decode {as_rate(stats['decode_tokens_per_s'])} tok/s "

@@ -95,7 +95,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "--device",
     type=_DeviceName(),
     default="auto",
-    help="Where the model runs.",
+    help="Where the model runs; auto takes a usable CUDA device, else the CPU.",
 )
 @_option(
     "Model",

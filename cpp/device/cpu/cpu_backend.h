@@ -67,6 +67,8 @@ class CpuBackend final : public Backend {
   void compute_segments(Stream& stream, std::span<const Segment> segments) override;
   void finish_experts(Stream& stream, float scale, Activations y) override;
 
+  MemoryState memory() const override { return {available_memory_bytes(), total_memory_bytes()}; }
+
  private:
   const CpuKernels& kernels_;
   ThreadPool pool_;
