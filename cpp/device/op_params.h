@@ -103,6 +103,8 @@ struct RotaryParams {
 struct AttentionParams {
   float scale = 1;
   std::size_t window = 0;  // attend to the last `window` tokens; 0: to all
+  // q, k and v come from weights of 16 bits: where it is faster, they may be rounded to 11 (tf32).
+  bool may_round = false;
 };
 
 // The experts of a layer as the kernels see them.

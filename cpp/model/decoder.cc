@@ -102,7 +102,8 @@ void Decoder::run_layer(const Pass& pass, std::size_t index) {
   const LinearOutput to_residual{static_cast<float>(config_.residual_multiplier),
                                  /*accumulate=*/true};
   const AttentionParams attention{static_cast<float>(config_.attention_multiplier),
-                                  static_cast<std::size_t>(config_.sliding_window[index])};
+                                  static_cast<std::size_t>(config_.sliding_window[index]),
+                                  /*may_round=*/layer.qkv.weight.dtype != DType::f32};
   const Position position = pass.input != nullptr
                                 ? Position(pass.first_position, pass.input->position)
                                 : Position(pass.first_position);

@@ -52,6 +52,7 @@ void attention(StreamHandle stream, const AttentionShape& shape, const Attention
       .head_dim = static_cast<unsigned>(shape.head_dim),
       .scale = params.scale,
   };
+  if (qkv.rows > 1 && params.may_round) return launch_attention_prefill_tf32(stream, arguments);
   if (qkv.rows > 1) return launch_attention_prefill(stream, arguments);
   const std::size_t needed = attention_scratch_bytes(shape, 1, first_position.value + 1);
   if (scratch_bytes < needed) {

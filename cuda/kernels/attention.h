@@ -15,9 +15,10 @@ std::size_t attention_scratch_bytes(const AttentionShape& shape, std::size_t max
                                     std::size_t capacity);
 
 // Of the q in qkv over the KV cache up to each token's own position. A token's result is the same
-// bits beside any other tokens, but one token alone is computed by another kernel than several.
-// `scratch`, of the device, is used until the stream has run this. InvalidArgument unless head_dim
-// is a multiple of 4 up to kMaxHeadDim and scratch is large enough.
+// bits beside any other tokens, but one token alone is computed by another kernel than several: in
+// float32, whatever params say of rounding. `scratch`, of the device, is used until the stream has
+// run this. InvalidArgument unless head_dim is a multiple of 4 up to kMaxHeadDim and scratch is
+// large enough.
 void attention(StreamHandle stream, const AttentionShape& shape, const AttentionParams& params,
                Position first_position, Activations qkv, const KvLayer& kv, Activations out,
                float* scratch, std::size_t scratch_bytes);

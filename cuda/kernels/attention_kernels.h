@@ -32,7 +32,8 @@ struct AttentionArguments {
 std::size_t decode_scratch_floats(std::size_t num_heads, std::size_t head_dim,
                                   std::size_t num_keys);
 void launch_attention_decode(StreamHandle stream, const AttentionArguments& arguments);
-// Several tokens: tiles of tokens go over tiles of keys.
+// Several tokens: tiles of tokens go over tiles of keys, in float32 or on tensor cores.
 void launch_attention_prefill(StreamHandle stream, const AttentionArguments& arguments);
+void launch_attention_prefill_tf32(StreamHandle stream, const AttentionArguments& arguments);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

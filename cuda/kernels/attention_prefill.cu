@@ -1,7 +1,6 @@
-// Attention of several tokens, in float32: tiles of query rows go over tiles of keys, with a
-// softmax that is corrected when a larger score turns up.
-#include "kernels/attention_kernels.h"
-#include "kernels/vector.h"
+// Attention of several tokens in float32, for models that have no fewer bits: tiles of query rows
+// go over tiles of keys, with a softmax that is corrected when a larger score turns up.
+#include "kernels/attention_tiles.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
@@ -36,52 +35,14 @@ std::size_t shared_bytes(unsigned head_dim) {
          sizeof(float);
 }
 
-// Query rows are numbered by token, then by head: tokens * group of them share a KV head.
-struct QueryRow {
-  unsigned token;
-  unsigned head;
-};
-MOERUN_DEVICE QueryRow query_row(const AttentionArguments& a, unsigned row) {
-  const unsigned group = a.num_heads / a.num_kv_heads;
-  return {row / group, block_y() * group + row % group};
-}
-
-struct KeyRange {
-  std::size_t begin;
-  std::size_t end;
-};
-MOERUN_DEVICE KeyRange keys_of(const AttentionArguments& a, unsigned token) {
-  const std::size_t end = a.first_position + token + 1;
-  return {a.window != 0 && end > a.window ? end - a.window : 0, end};
-}
-
 MOERUN_DEVICE void load_queries(const AttentionArguments& a, const Shared& shared,
-                                unsigned first_row, unsigned num_rows) {
+                                unsigned first_row) {
   const unsigned quads = a.head_dim / 4;
   for (unsigned item = thread_x(); item < kTileRows * quads; item += kThreads) {
-    const unsigned row = first_row + item / quads;
-    const QueryRow query = query_row(a, row < num_rows ? row : num_rows - 1);
+    const QueryRow query = query_row(a, first_row + item / quads);
     copy_later(shared.queries + item / quads * shared.pitch + item % quads * 4,
                a.q + query.token * a.q_pitch + query.head * a.head_dim + item % quads * 4);
   }
-}
-
-// Begins to load a tile of keys or values; what lies behind the last key is zero, for memory that
-// was never written may hold anything.
-MOERUN_DEVICE void load_tile(const AttentionArguments& a, const float* of_kv_head,
-                             std::size_t first_key, std::size_t end_key, float* target,
-                             unsigned pitch) {
-  const unsigned quads = a.head_dim / 4;
-  for (unsigned item = thread_x(); item < kTileKeys * quads; item += kThreads) {
-    const std::size_t key = first_key + item / quads;
-    float* place = target + item / quads * pitch + item % quads * 4;
-    if (key < end_key) {
-      copy_later(place, of_kv_head + key * a.kv_pitch + item % quads * 4);
-    } else {
-      store4(place, Float4{{0, 0, 0, 0}});
-    }
-  }
-  commit_copies();
 }
 
 // What a thread holds of its query rows: sums for columns 4 (x + 16 c), and what the softmax needs,
@@ -196,28 +157,30 @@ MOERUN_DEVICE void add_values(const AttentionArguments& a, const Shared& shared,
 // while values are added.
 // Preconditions: head_dim a multiple of 4, at most 64 kQuads; rows in memory on 16-byte borders.
 template <unsigned kQuads>
-MOERUN_KERNEL prefill_kernel(AttentionArguments a) {
+MOERUN_KERNEL MOERUN_BOUNDS(kThreads, kQuads <= 2 ? 2 : 1) prefill_kernel(AttentionArguments a) {
   const Shared shared(a.head_dim);
   const unsigned num_rows = a.tokens * (a.num_heads / a.num_kv_heads);
   // The last rows see most keys: they begin first.
   const unsigned first_row = (num_blocks_x() - 1 - block_x()) * kTileRows;
-  const unsigned last_row = first_row + kTileRows < num_rows ? first_row + kTileRows : num_rows;
   const float* keys = a.keys + block_y() * a.capacity * a.kv_pitch;
   const float* values = a.values + block_y() * a.capacity * a.kv_pitch;
-  const std::size_t begin = keys_of(a, query_row(a, first_row).token).begin / kTileKeys * kTileKeys;
-  const std::size_t end = keys_of(a, query_row(a, last_row - 1).token).end;
+  const auto [begin, end] = keys_of_rows(a, first_row, kTileRows, kTileKeys);
+  const auto load = [&](const float* of_kv_head, std::size_t first_key, float* target) {
+    load_tile<kThreads, kTileKeys, 64 * kQuads>(a, of_kv_head + first_key * a.kv_pitch,
+                                                static_cast<unsigned>(end - first_key), target,
+                                                shared.pitch, a.head_dim);
+  };
 
   Rows<kQuads> rows;
   MOERUN_UNROLL
   for (unsigned r = 0; r < kRowsPerThread; ++r) {
     rows.largest[r] = -INFINITY;
-    const unsigned row = first_row + row_of(r);
-    rows.ranges[r] = keys_of(a, query_row(a, row < num_rows ? row : num_rows - 1).token);
+    rows.ranges[r] = keys_of(a, query_row(a, first_row + row_of(r)).token);
   }
-  load_queries(a, shared, first_row, num_rows);
-  load_tile(a, keys, begin, end, shared.keys, shared.pitch);
+  load_queries(a, shared, first_row);
+  load(keys, begin, shared.keys);
   for (std::size_t first_key = begin; first_key < end; first_key += kTileKeys) {
-    load_tile(a, values, first_key, end, shared.values, shared.pitch);
+    load(values, first_key, shared.values);
     wait_for_copies<1>();
     sync_block();  // the keys are there
     float scores[kRowsPerThread][kKeysPerThread] = {};
@@ -225,9 +188,7 @@ MOERUN_KERNEL prefill_kernel(AttentionArguments a) {
     softmax(a, shared, first_key, scores, rows);
     wait_for_copies<0>();
     sync_block();  // values and probabilities are there, the keys are done with
-    if (first_key + kTileKeys < end) {
-      load_tile(a, keys, first_key + kTileKeys, end, shared.keys, shared.pitch);
-    }
+    if (first_key + kTileKeys < end) load(keys, first_key + kTileKeys, shared.keys);
     add_values(a, shared, rows);
     sync_block();  // values and probabilities are done with
   }

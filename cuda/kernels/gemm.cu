@@ -1,4 +1,4 @@
-// Many tokens in float32: for dtypes that the tensor core path does not take, and for the router.
+// Many tokens in float32: for F32 weights, and for the router.
 #include "kernels/dtype_dispatch.h"
 #include "kernels/product.h"
 

@@ -117,6 +117,12 @@ MOERUN_DEVICE std::uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
+// Rounded to tf32 (11 bits, to the nearest, of two the larger one), as bits of a float.
+MOERUN_DEVICE std::uint32_t round_to_tf32(float value) {
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
 // Asks for the memory around an address, to be in the L2 cache soon.
 MOERUN_DEVICE void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -131,6 +137,16 @@ MOERUN_DEVICE void multiply_tiles_bf16(float (&d)[4], const std::uint32_t (&a)[4
                                        const std::uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same for tiles of 16 x 8 and 8 x 8 numbers in tf32: lane (g, t) = (lane / 4, lane % 4) holds
+// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4) of a, and (t, g), (t + 4, g) of b.
+MOERUN_DEVICE void multiply_tiles_tf32(float (&d)[4], const std::uint32_t (&a)[4],
+                                       const std::uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -208,12 +224,17 @@ MOERUN_DEVICE std::uint32_t pack_bf16(float low, float high) {
   };
   return round(low) | round(high) << 16;
 }
+MOERUN_DEVICE std::uint32_t round_to_tf32(float value) {
+  const std::uint32_t bits = bits_of(value);
+  return std::isfinite(value) ? (bits + 0x1000) & 0xffffe000u : bits;
+}
 MOERUN_DEVICE void prefetch_l2(const void*) {}
 MOERUN_DEVICE unsigned count_bits(std::uint32_t bits) {
   return static_cast<unsigned>(std::popcount(bits));
 }
 
 void multiply_tiles_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+void multiply_tiles_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
 #endif
 

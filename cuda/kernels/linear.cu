@@ -29,8 +29,8 @@ void linear(StreamHandle stream, const LinearWeights& weights, Activations x, Ac
                                    output.scale,
                                    output.accumulate};
   if (x.rows <= kFewTokens) return launch_gemv(stream, matrix.dtype, arguments);
-  if (matrix.dtype == DType::bf16 && precision == Precision::tensor_cores) {
-    return launch_gemm_bf16(stream, arguments);
+  if (matrix.dtype != DType::f32 && precision == Precision::tensor_cores) {
+    return launch_gemm_half(stream, matrix.dtype, arguments);
   }
   launch_gemm(stream, matrix.dtype, arguments);
 }

@@ -8,7 +8,7 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
 enum class Precision {
   exact,        // products and sums in float32
-  tensor_cores  // activations rounded to bf16 where the weights are bf16 and tokens are many
+  tensor_cores  // many tokens: activations rounded to bf16 for bf16 weights, to tf32 for F16 ones
 };
 
 // y[t] (+)= scale * (W x[t] + bias). A token's result is the same bits beside any other tokens, as

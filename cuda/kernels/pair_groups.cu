@@ -1,6 +1,6 @@
 #include "kernels/pair_groups.h"
 
-#include "kernels/intrinsics.h"
+#include "kernels/vector.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
@@ -18,15 +18,22 @@ struct RoundArguments {
   unsigned slots;
 };
 
-// A block rounds one token's x to bf16, a thread two neighbours, and copies its expert ids.
+// A block rounds one token's x, a thread two neighbours, and copies its expert ids.
 MOERUN_KERNEL round_tokens(RoundArguments arguments) {
   const std::size_t token = block_x();
   const float* x = arguments.x + token * arguments.x_pitch;
-  auto* rounded = reinterpret_cast<std::uint32_t*>(arguments.groups.x + token * arguments.hidden);
+  const std::size_t row = token * arguments.hidden;
   for (unsigned i = thread_x(); i < arguments.hidden / 2; i += num_threads()) {
     const float low = 2 * i < arguments.cols ? x[2 * i] : 0.0f;
     const float high = 2 * i + 1 < arguments.cols ? x[2 * i + 1] : 0.0f;
-    rounded[i] = pack_bf16(low, high);
+    if (arguments.groups.x_bf16 != nullptr) {
+      auto* rounded = reinterpret_cast<std::uint32_t*>(arguments.groups.x_bf16 + row);
+      rounded[i] = pack_bf16(low, high);
+    }
+    if (arguments.groups.x_tf32 != nullptr) {
+      auto* rounded = reinterpret_cast<Float2*>(arguments.groups.x_tf32 + row);
+      rounded[i] = {{float_of(round_to_tf32(low)), float_of(round_to_tf32(high))}};
+    }
   }
   for (unsigned slot = thread_x(); slot < arguments.slots; slot += num_threads()) {
     const std::size_t pair = token * arguments.slots + slot;
@@ -103,8 +110,13 @@ PairGroups pair_groups_in(std::byte* scratch, const ExpertShape& shape, std::siz
   groups.expert_ids = take_ids(tokens * slots);
   groups.expert_begin = take_ids(shape.num_experts + 2);
   groups.pairs = take_ids(tokens * slots);
-  groups.x = reinterpret_cast<std::uint16_t*>(
-      take(tokens * padded(shape.hidden_size), sizeof(std::uint16_t)));
+  const std::size_t count = tokens * padded(shape.hidden_size);
+  if (uses(shape, DType::bf16)) {
+    groups.x_bf16 = reinterpret_cast<std::uint16_t*>(take(count, sizeof(std::uint16_t)));
+  }
+  if (uses(shape, DType::f16)) {
+    groups.x_tf32 = reinterpret_cast<float*>(take(count, sizeof(float)));
+  }
   return groups;
 }
 

@@ -58,7 +58,7 @@ MOERUN_DEVICE void write_products(const ProductArguments& a, const Value& value,
 void launch_gemv(StreamHandle stream, DType dtype, const ProductArguments& arguments);
 // In float32, any dtype.
 void launch_gemm(StreamHandle stream, DType dtype, const ProductArguments& arguments);
-// bf16 weights on tensor cores.
-void launch_gemm_bf16(StreamHandle stream, const ProductArguments& arguments);
+// bf16 or F16 weights on tensor cores.
+void launch_gemm_half(StreamHandle stream, DType dtype, const ProductArguments& arguments);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

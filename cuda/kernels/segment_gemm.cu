@@ -13,20 +13,29 @@ constexpr unsigned kWarps = 4;
 constexpr unsigned kTileColumns = 64;  // of hidden_size, a warp's share of down products
 // Blocks side by side for the tokens of one expert; they take further tokens in turn.
 constexpr std::size_t kMaxTokenBlocks = 8;
+// That are to fit on a multiprocessor; F16 weights take more registers.
+template <DType kDType>
+constexpr unsigned kBlocksPerSm = kDType == DType::bf16 ? 3 : 2;
 
 struct GemmArguments {
   const DeviceSegment* segments;  // (num_segments)
   PairGroups groups;
-  std::uint16_t* activated;  // (pairs by expert, activated_pitch), bf16
-  float* partials;           // (pairs, sums_per_pair, hidden)
+  std::byte* activated;  // (pairs by expert, activated_bytes): TokenNumbers of the expert's dtype
+  float* partials;       // (pairs, sums_per_pair, hidden)
   unsigned num_segments;
   unsigned blocks_per_segment;
   unsigned token_blocks;
   unsigned slots;
   unsigned hidden;
-  unsigned activated_pitch;
+  unsigned activated_bytes;
   unsigned sums_per_pair;
 };
+
+template <DType kDType>
+MOERUN_DEVICE TokenNumber<kDType>* activated_row(const GemmArguments& arguments, unsigned row) {
+  return reinterpret_cast<TokenNumber<kDType>*>(arguments.activated +
+                                                std::size_t{row} * arguments.activated_bytes);
+}
 
 // A segment, and the pairs by expert [begin, end) that use it.
 struct Task {
@@ -35,9 +44,11 @@ struct Task {
   unsigned end;
 };
 
+// Nobody's, where the segment has another dtype.
+template <DType kDType>
 MOERUN_DEVICE Task task_of_block(const GemmArguments& arguments) {
   const DeviceSegment segment = arguments.segments[block_x() / arguments.blocks_per_segment];
-  if (segment.dtype != static_cast<std::int32_t>(DType::bf16)) return {segment, 0, 0};
+  if (segment.dtype != static_cast<std::int32_t>(kDType)) return {segment, 0, 0};
   const std::int32_t* begin = arguments.groups.expert_begin + segment.expert;
   return {segment, static_cast<unsigned>(begin[0]), static_cast<unsigned>(begin[1])};
 }
@@ -47,23 +58,25 @@ MOERUN_DEVICE unsigned num_token_tiles(unsigned first, unsigned end) {
   return tiles < kTokenTiles ? tiles : kTokenTiles;
 }
 
-// Rows [first, first + 32) of `rows` by expert, as far as they belong to the expert.
-MOERUN_DEVICE TileTokens activated_tokens(const GemmArguments& arguments, unsigned first,
-                                          unsigned end) {
-  TileTokens tokens;
+// Rows [first, first + 32) of what is activated, as far as they belong to the expert.
+template <DType kDType>
+MOERUN_DEVICE TileTokens<kDType> activated_tokens(const GemmArguments& arguments, unsigned first,
+                                                  unsigned end) {
+  TileTokens<kDType> tokens;
   tokens.num_tiles = num_token_tiles(first, end);
   MOERUN_UNROLL
   for (unsigned n = 0; n < kTokenTiles; ++n) {
     const unsigned row = first + n * 8 + lane() / 4;
-    tokens.rows[n] =
-        row < end ? arguments.activated + std::size_t{row} * arguments.activated_pitch : nullptr;
+    tokens.rows[n] = row < end ? activated_row<kDType>(arguments, row) : nullptr;
   }
   return tokens;
 }
 
-MOERUN_DEVICE TileTokens input_tokens(const GemmArguments& arguments, unsigned first,
-                                      unsigned end) {
-  TileTokens tokens;
+// The x of those rows.
+template <DType kDType>
+MOERUN_DEVICE TileTokens<kDType> input_tokens(const GemmArguments& arguments, unsigned first,
+                                              unsigned end) {
+  TileTokens<kDType> tokens;
   tokens.num_tiles = num_token_tiles(first, end);
   MOERUN_UNROLL
   for (unsigned n = 0; n < kTokenTiles; ++n) {
@@ -71,7 +84,12 @@ MOERUN_DEVICE TileTokens input_tokens(const GemmArguments& arguments, unsigned f
     tokens.rows[n] = nullptr;
     if (row < end) {
       const auto pair = static_cast<unsigned>(arguments.groups.pairs[row]);
-      tokens.rows[n] = arguments.groups.x + std::size_t{pair / arguments.slots} * arguments.hidden;
+      const std::size_t offset = std::size_t{pair / arguments.slots} * arguments.hidden;
+      if constexpr (kDType == DType::bf16) {
+        tokens.rows[n] = arguments.groups.x_bf16 + offset;
+      } else {
+        tokens.rows[n] = arguments.groups.x_tf32 + offset;
+      }
     }
   }
   return tokens;
@@ -106,6 +124,7 @@ MOERUN_DEVICE unsigned records_left(unsigned first, unsigned num_records) {
 
 // Of tile m, 16 records: rows g, g + 8 are records 4g + 2m, 4g + 2m + 1, and tiles m + 2 their ups;
 // so a lane writes 4 records in a row.
+template <DType kDType>
 MOERUN_DEVICE void store_activated(const GemmArguments& arguments, const TileSums& sums,
                                    unsigned first, unsigned end, std::size_t record) {
   MOERUN_UNROLL
@@ -114,25 +133,32 @@ MOERUN_DEVICE void store_activated(const GemmArguments& arguments, const TileSum
     for (unsigned c = 0; c < 2; ++c) {
       const unsigned row = first + n * 8 + lane() % 4 * 2 + c;
       if (row >= end) continue;
-      std::uint64_t pack = 0;
+      float values[4];
       MOERUN_UNROLL
-      for (unsigned m = 0; m < 2; ++m) {
-        pack |= std::uint64_t{pack_bf16(silu(sums.d[m][n][c]) * sums.d[m + 2][n][c],
-                                        silu(sums.d[m][n][c + 2]) * sums.d[m + 2][n][c + 2])}
-                << (32 * m);
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned at = c + i % 2 * 2;
+        values[i] = silu(sums.d[i / 2][n][at]) * sums.d[i / 2 + 2][n][at];
       }
-      std::uint16_t* target = arguments.activated + std::size_t{row} * arguments.activated_pitch +
-                              record + lane() / 4 * 4;
-      *reinterpret_cast<std::uint64_t*>(target) = pack;
+      auto* target = activated_row<kDType>(arguments, row) + record + lane() / 4 * 4;
+      if constexpr (kDType == DType::bf16) {
+        *reinterpret_cast<std::uint64_t*>(target) =
+            pack_bf16(values[0], values[1]) | std::uint64_t{pack_bf16(values[2], values[3])} << 32;
+      } else {
+        MOERUN_UNROLL
+        for (unsigned i = 0; i < 4; ++i) values[i] = float_of(round_to_tf32(values[i]));
+        store4(target, {{values[0], values[1], values[2], values[3]}});
+      }
     }
   }
 }
 
 // A block computes silu(gate . x) * (up . x) of kWarps quanta of one segment for tiles of 32 of its
 // tokens; a warp has one quantum, 32 gate and 32 up rows. Records that a quantum lacks give zeros.
-// kWarps warps; x and weights in bf16.
-MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) activate_tiles(GemmArguments arguments) {
-  const Task task = task_of_block(arguments);
+// kWarps warps; segments of kDType, others are left alone.
+template <DType kDType>
+MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, kBlocksPerSm<kDType>)
+    activate_tiles(GemmArguments arguments) {
+  const Task task = task_of_block<kDType>(arguments);
   const unsigned first_record =
       (block_x() % arguments.blocks_per_segment * kWarps + warp()) * kQuantum;
   const auto num_records = static_cast<unsigned>(task.segment.num_records);
@@ -144,7 +170,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) activate_tiles(GemmArguments a
   const unsigned num_steps = arguments.hidden / kStep;
   for (unsigned first = task.begin + block_y() * kTileTokens; first < task.end;
        first += arguments.token_blocks * kTileTokens) {
-    const TileTokens tokens = input_tokens(arguments, first, task.end);
+    const auto tokens = input_tokens<kDType>(arguments, first, task.end);
     TileSums sums;
     sums.clear();
     const std::byte* row =
@@ -157,7 +183,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) activate_tiles(GemmArguments a
       if (step + 1 < num_steps) load_gates_and_ups(packs, row, row_bytes, lane_records);
       multiply_step(sums, weights, tokens, step * kStep);
     }
-    store_activated(arguments, sums, first, task.end, record);
+    store_activated<kDType>(arguments, sums, first, task.end, record);
   }
 }
 
@@ -201,9 +227,9 @@ MOERUN_DEVICE void move_sums(const GemmArguments& arguments, TileSums& sums, uns
 }
 
 // Adds a segment's quanta to the sums, or stores each by itself where the work is not folded.
-template <bool kIsFolded>
+template <DType kDType, bool kIsFolded>
 MOERUN_DEVICE void sum_segment(const GemmArguments& arguments, const DeviceSegment& segment,
-                               TileSums& sums, const TileTokens& tokens, unsigned first,
+                               TileSums& sums, const TileTokens<kDType>& tokens, unsigned first,
                                unsigned end, unsigned column) {
   // Lanes whose columns are outside have no records.
   const unsigned num_records =
@@ -232,10 +258,11 @@ MOERUN_DEVICE void sum_segment(const GemmArguments& arguments, const DeviceSegme
 // A block computes kWarps * 64 columns of the down products of one segment for tiles of 32 of its
 // tokens; a warp has 64 columns. Folded, the first segment of an expert in the list takes all of
 // them, so that sums are added in the order of records.
-// kWarps warps; activated and weights in bf16.
-template <bool kIsFolded>
-MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) sum_tiles(GemmArguments arguments) {
-  const Task task = task_of_block(arguments);
+// kWarps warps; segments of kDType, others are left alone.
+template <DType kDType, bool kIsFolded>
+MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, kBlocksPerSm<kDType>)
+    sum_tiles(GemmArguments arguments) {
+  const Task task = task_of_block<kDType>(arguments);
   const unsigned own = block_x() / arguments.blocks_per_segment;
   const unsigned warp_column =
       (block_x() % arguments.blocks_per_segment * kWarps + warp()) * kTileColumns;
@@ -249,7 +276,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) sum_tiles(GemmArguments argume
   const unsigned last = kIsFolded ? arguments.num_segments : own + 1;
   for (unsigned first = task.begin + block_y() * kTileTokens; first < task.end;
        first += arguments.token_blocks * kTileTokens) {
-    const TileTokens tokens = activated_tokens(arguments, first, task.end);
+    const auto tokens = activated_tokens<kDType>(arguments, first, task.end);
     TileSums sums;
     sums.clear();
     if (kIsFolded && task.segment.first_record != 0) {
@@ -258,7 +285,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) sum_tiles(GemmArguments argume
     for (unsigned s = own; s < last; ++s) {
       const DeviceSegment segment = arguments.segments[s];
       if (segment.expert != task.segment.expert) continue;
-      sum_segment<kIsFolded>(arguments, segment, sums, tokens, first, task.end, column);
+      sum_segment<kDType, kIsFolded>(arguments, segment, sums, tokens, first, task.end, column);
     }
     if constexpr (kIsFolded) {
       move_sums</*kStores=*/true>(arguments, sums, first, task.end, column, 0);
@@ -266,18 +293,16 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 3) sum_tiles(GemmArguments argume
   }
 }
 
-std::uint16_t* activated_in(std::byte* scratch, const ExpertShape& shape, std::size_t tokens,
-                            std::size_t slots, PairGroups& groups) {
-  std::size_t bytes = 0;
-  groups = pair_groups_in(scratch, shape, tokens, slots, bytes);
-  return reinterpret_cast<std::uint16_t*>(scratch + bytes);
-}
-
-std::size_t activated_pitch(const ExpertShape& shape) {
+// Of a pair, whichever expert it is of.
+std::size_t activated_bytes(const ExpertShape& shape) {
+  const std::size_t size = uses(shape, DType::f16)    ? sizeof(TokenNumber<DType::f16>)
+                           : uses(shape, DType::bf16) ? sizeof(TokenNumber<DType::bf16>)
+                                                      : 0;
   return num_quanta(std::max(shape.intermediate_size, shape.shared_intermediate_size)) *
-         kQuantumRecords;
+         kQuantumRecords * size;
 }
 
+template <DType kDType>
 void launch_tiles(StreamHandle stream, const ExpertWork& work, GemmArguments arguments,
                   std::size_t max_records) {
   const std::size_t token_tiles = (work.routing.tokens + kTileTokens - 1) / kTileTokens;
@@ -289,12 +314,12 @@ void launch_tiles(StreamHandle stream, const ExpertWork& work, GemmArguments arg
                             .threads = kWarps * kWarpSize};
     launch<kKernel>(stream, shape, arguments, name);
   };
-  issue.template operator()<activate_tiles>(num_quanta(max_records), "activate_tiles");
+  issue.template operator()<activate_tiles<kDType>>(num_quanta(max_records), "activate_tiles");
   const std::size_t warps = (arguments.hidden + kTileColumns - 1) / kTileColumns;
   if (work.is_folded) {
-    issue.template operator()<sum_tiles<true>>(warps, "sum_tiles");
+    issue.template operator()<sum_tiles<kDType, true>>(warps, "sum_tiles");
   } else {
-    issue.template operator()<sum_tiles<false>>(warps, "sum_tiles");
+    issue.template operator()<sum_tiles<kDType, false>>(warps, "sum_tiles");
   }
 }
 
@@ -303,7 +328,7 @@ void launch_tiles(StreamHandle stream, const ExpertWork& work, GemmArguments arg
 std::size_t grouping_bytes(const ExpertShape& shape, std::size_t tokens, std::size_t slots) {
   std::size_t bytes = 0;
   pair_groups_in(nullptr, shape, tokens, slots, bytes);
-  return bytes + tokens * slots * activated_pitch(shape) * sizeof(std::uint16_t);
+  return bytes + tokens * slots * activated_bytes(shape);
 }
 
 void compute_segments_many(StreamHandle stream, const ExpertWork& work,
@@ -317,24 +342,25 @@ void compute_segments_many(StreamHandle stream, const ExpertWork& work,
   }
   if (num_segments == 0 || max_records == 0 || routing.num_pairs() == 0) return;
   GemmArguments arguments{};
-  arguments.activated =
-      activated_in(scratch, work.shape, routing.tokens, routing.slots, arguments.groups);
+  std::size_t group_bytes = 0;
+  arguments.groups =
+      pair_groups_in(scratch, work.shape, routing.tokens, routing.slots, group_bytes);
+  arguments.activated = scratch + group_bytes;
   arguments.segments = segments;
   arguments.partials = work.partials;
   arguments.num_segments = static_cast<unsigned>(num_segments);
   arguments.slots = static_cast<unsigned>(routing.slots);
   arguments.hidden = static_cast<unsigned>(padded(work.shape.hidden_size));
-  arguments.activated_pitch = static_cast<unsigned>(activated_pitch(work.shape));
+  arguments.activated_bytes = static_cast<unsigned>(activated_bytes(work.shape));
   arguments.sums_per_pair = static_cast<unsigned>(sums_per_pair(work.shape, work.is_folded));
   group_pairs(stream, work, arguments.groups);
-  const bool has_shared = work.shape.shared_intermediate_size != 0;
-  const auto has = [&](auto&& is_it) {
-    return is_it(work.shape.dtype) || (has_shared && is_it(work.shape.shared_dtype));
-  };
-  if (has([](DType dtype) { return dtype == DType::bf16; })) {
-    launch_tiles(stream, work, arguments, max_records);
+  if (uses(work.shape, DType::bf16)) {
+    launch_tiles<DType::bf16>(stream, work, arguments, max_records);
   }
-  if (has([](DType dtype) { return dtype != DType::bf16; })) {
+  if (uses(work.shape, DType::f16)) {
+    launch_tiles<DType::f16>(stream, work, arguments, max_records);
+  }
+  if (uses(work.shape, DType::f32)) {
     compute_segments_plain(stream, work, segments, num_segments, max_records, arguments.groups);
   }
 }

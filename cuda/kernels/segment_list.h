@@ -33,6 +33,11 @@ struct ExpertWork {
   bool is_folded = false;
 };
 
+inline bool uses(const ExpertShape& shape, DType dtype) {
+  return shape.dtype == dtype ||
+         (shape.shared_intermediate_size != 0 && shape.shared_dtype == dtype);
+}
+
 inline std::size_t num_quanta(std::size_t records) {
   return (records + kQuantumRecords - 1) / kQuantumRecords;
 }

@@ -33,11 +33,11 @@ struct TokenRun {
   unsigned count;
 };
 
-template <DType kDType, unsigned kMaxTokens>
+template <unsigned kMaxTokens>
 MOERUN_DEVICE void compute_one(const PlainArguments& arguments, const DeviceSegment& segment,
                                unsigned first_record, const TokenRun& run,
                                const QuantumMemory& memory) {
-  const std::size_t record_bytes = std::size_t{3} * arguments.hidden / kChunk * kChunkBytes<kDType>;
+  const std::size_t record_bytes = std::size_t{3} * arguments.hidden * sizeof(float);
   const unsigned left = static_cast<unsigned>(segment.num_records) - first_record;
   const Quantum quantum{segment.records + first_record * record_bytes,
                         left < kQuantum ? left : kQuantum, arguments.hidden};
@@ -47,18 +47,18 @@ MOERUN_DEVICE void compute_one(const PlainArguments& arguments, const DeviceSegm
     const std::size_t sum = pair * arguments.sums_per_pair + (arguments.is_folded ? 0 : row);
     return arguments.partials + sum * arguments.hidden;
   };
-  compute_quantum<kDType, kMaxTokens>(quantum, memory, sum_of, run.count,
-                                      arguments.is_folded && row != 0);
+  compute_quantum<DType::f32, kMaxTokens>(quantum, memory, sum_of, run.count,
+                                          arguments.is_folded && row != 0);
 }
 
 // All that a block has to do for one run of tokens.
-template <DType kDType, unsigned kMaxTokens>
+template <unsigned kMaxTokens>
 MOERUN_DEVICE void compute_run(const PlainArguments& arguments, unsigned own, const TokenRun& run,
                                const QuantumMemory& memory) {
   const DeviceSegment first = arguments.segments[own];
   if (!arguments.is_folded) {
     const unsigned record = block_x() % arguments.blocks_per_segment * kQuantum;
-    compute_one<kDType, kMaxTokens>(arguments, first, record, run, memory);
+    compute_one<kMaxTokens>(arguments, first, record, run, memory);
     return;
   }
   for (unsigned s = own; s < arguments.num_segments; ++s) {
@@ -66,7 +66,7 @@ MOERUN_DEVICE void compute_run(const PlainArguments& arguments, unsigned own, co
     if (segment.expert != first.expert) continue;
     for (unsigned record = 0; record < static_cast<unsigned>(segment.num_records);
          record += kQuantum) {
-      compute_one<kDType, kMaxTokens>(arguments, segment, record, run, memory);
+      compute_one<kMaxTokens>(arguments, segment, record, run, memory);
     }
   }
 }
@@ -78,9 +78,9 @@ template <unsigned kMaxTokens>
 MOERUN_KERNEL compute_plain(PlainArguments arguments) {
   const unsigned own = block_x() / arguments.blocks_per_segment;
   const DeviceSegment segment = arguments.segments[own];
-  const auto dtype = static_cast<DType>(segment.dtype);
   const unsigned first_record = block_x() % arguments.blocks_per_segment * kQuantum;
-  if (dtype == DType::bf16 || first_record >= static_cast<unsigned>(segment.num_records)) return;
+  if (segment.dtype != static_cast<std::int32_t>(DType::f32)) return;
+  if (first_record >= static_cast<unsigned>(segment.num_records)) return;
   if (arguments.is_folded) {
     for (unsigned s = 0; s < own; ++s) {
       if (arguments.segments[s].expert == segment.expert) return;
@@ -97,11 +97,7 @@ MOERUN_KERNEL compute_plain(PlainArguments arguments) {
       copy_token(arguments.x + pair / arguments.slots * arguments.x_pitch, arguments.cols,
                  arguments.hidden, t, memory);
     }
-    if (dtype == DType::f16) {
-      compute_run<DType::f16, kMaxTokens>(arguments, own, run, memory);
-    } else {
-      compute_run<DType::f32, kMaxTokens>(arguments, own, run, memory);
-    }
+    compute_run<kMaxTokens>(arguments, own, run, memory);
   }
 }
 

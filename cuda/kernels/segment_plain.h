@@ -1,4 +1,4 @@
-// Experts of many tokens whose weights tensor cores do not take as they are: in float32.
+// Experts of many tokens in float32.
 #pragma once
 
 #include "kernels/launch.h"
@@ -7,7 +7,7 @@
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
-// Partial sums of those of `segments` that are not bf16. Same numbers as compute_segments_few().
+// Partial sums of those of `segments` that are F32. Same numbers as compute_segments_few().
 void compute_segments_plain(StreamHandle stream, const ExpertWork& work,
                             const DeviceSegment* segments, std::size_t num_segments,
                             std::size_t max_records, const PairGroups& groups);

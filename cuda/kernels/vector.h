@@ -34,6 +34,12 @@ MOERUN_DEVICE Float4 load4_within(const float* row, unsigned first_col, unsigned
   return value;
 }
 
+// Of a word of two F16 numbers.
+MOERUN_DEVICE float low_f16(std::uint32_t pair) {
+  return to_float_f16(static_cast<std::uint16_t>(pair));
+}
+MOERUN_DEVICE float high_f16(std::uint32_t pair) { return low_f16(pair >> 16); }
+
 // Weights that one thread loads at once.
 template <DType kDType>
 inline constexpr unsigned kPackWeights = kDType == DType::f32 ? 4 : 8;
@@ -45,7 +51,7 @@ MOERUN_DEVICE float weight_at(const Pack16& pack, unsigned i) {
   } else if constexpr (kDType == DType::bf16) {
     return float_of(i % 2 == 0 ? pack.words[i / 2] << 16 : pack.words[i / 2] & 0xffff0000u);
   } else {
-    return to_float_f16(static_cast<std::uint16_t>(pack.words[i / 2] >> (i % 2 * 16)));
+    return i % 2 == 0 ? low_f16(pack.words[i / 2]) : high_f16(pack.words[i / 2]);
   }
 }
 

@@ -60,6 +60,13 @@ class Case {
     run_on_device(0, qkv.host().rows);
     out.check_same(tolerance);
   }
+  void scale_all(float factor) {
+    for (TestRows* part : {&qkv, &keys_, &values_}) {
+      for (const Activations& rows : {part->host(), part->device()}) {
+        for (std::size_t i = 0; i < rows.rows * rows.pitch; ++i) rows.data[i] *= factor;
+      }
+    }
+  }
   KvLayer device_kv() { return kv(keys_.device(), values_.device()); }
 
  private:
@@ -133,22 +140,60 @@ TEST("several tokens attend to the tokens before them as on the CPU") {
   }
 }
 
+TEST("on tensor cores several tokens attend to the tokens before them as on the CPU") {
+  constexpr AttentionShape kMore[] = {{3, 1, 64}, {3, 3, 40}, {2, 1, 128}, {9, 1, 20}, {4, 2, 96}};
+  for (const AttentionShape& shape : kMore) {
+    for (const std::size_t tokens : {2u, 17u, 40u}) {
+      for (const std::size_t before : {0u, 3u, 70u}) {
+        Case one(shape, before + tokens, tokens, tokens);
+        one.params.may_round = true;
+        one.check(1e-3);
+        one.params.window = 10;
+        one.check(1e-3);
+      }
+    }
+  }
+  Case widest({2, 2, 256}, 50, 35, 1);
+  widest.params.may_round = true;
+  widest.check(1e-3);
+  Case wide({2, 1, 132}, 45, 5, 2);
+  wide.params.may_round = true;
+  wide.params.window = 12;
+  wide.check(1e-3);
+}
+
 TEST("large scores do not overflow, wherever the largest stands") {
   for (const std::size_t tokens : {1u, 5u}) {
     Case one({3, 1, 64}, 200, tokens, 9);
     one.params.scale = 40;
     one.check(1e-4);
+    one.params.may_round = true;  // here of numbers that tf32 holds
+    one.check(tokens == 1 ? 1e-4 : 1e-2);
   }
 }
 
+TEST("on tensor cores attention takes numbers that f16 does not hold") {
+  Case one({2, 1, 64}, 30, 9, 10);
+  one.params.may_round = true;
+  one.scale_all(3e5f);
+  one.params.scale /= 9e10f;
+  one.check(1e-3);
+}
+
 TEST("a token's attention has the same bits in every chunk and any order of blocks") {
-  for (const std::size_t window : {0u, 20u}) {
+  struct Setting {
+    std::size_t window;
+    bool may_round;
+  };
+  for (const auto& [window, may_round] :
+       {Setting{0, false}, Setting{20, false}, Setting{0, true}, Setting{20, true}}) {
     Case one({6, 2, 64}, 90, 70, 3);
     one.params.window = window;
+    one.params.may_round = may_round;
     one.run_on_device(0, 70);
     std::vector<std::vector<float>> whole;
     for (std::size_t t = 0; t < 70; ++t) whole.push_back(one.out.row(t));
-    for (const std::size_t chunk : {2u, 14u, 35u}) {
+    for (const std::size_t chunk : {may_round ? 5u : 2u, 14u, 35u}) {
       set_order(Order::random, chunk);
       for (std::size_t first = 0; first < 70; first += chunk) one.run_on_device(first, chunk);
       for (std::size_t t = 0; t < 70; ++t) CHECK(one.out.row(t) == whole[t]);
@@ -170,10 +215,13 @@ TEST("attention without its barriers is wrong") {
   struct Broken {
     std::size_t tokens;
     int num_barriers;
+    bool may_round;
   };
   // Of several tokens the third one keeps copies from landing too early, which they never do here.
-  for (const auto& [tokens, num_barriers] : {Broken{1, 3}, Broken{20, 2}}) {
-    Case one({2, 1, 64}, 300, tokens, 5);
+  for (const auto& [tokens, num_barriers, may_round] :
+       {Broken{1, 3, false}, Broken{20, 2, false}, Broken{20, 2, true}}) {
+    Case one({2, 1, 64}, may_round ? 60 : 300, tokens, 5);
+    one.params.may_round = may_round;
     for (int barrier = 0; barrier < num_barriers; ++barrier) {
       check_needs_barrier(barrier, [&, count = tokens] {
         one.run_on_device(0, count);

@@ -129,6 +129,39 @@ TEST("matrix tiles are multiplied as the fragments of a warp say") {
   });
 }
 
+TEST("matrix tiles in tf32 are multiplied as the fragments of a warp say") {
+  // Exact in tf32; what a number has below that is cut off.
+  const auto a_of = [](unsigned i, unsigned k) { return 1.0f + static_cast<float>(i * 8 + k); };
+  const auto b_of = [](unsigned k, unsigned j) { return static_cast<float>(j * 8 + k) / 64.0f; };
+  run_grid({{1, 1, 1}, {32, 1, 1}, 0}, 3, [&] {
+    const unsigned g = lane() / 4;
+    const unsigned t = lane() % 4;
+    const std::uint32_t a[4] = {bits_of(a_of(g, t)) + 0x1fff, bits_of(a_of(g + 8, t)),
+                                bits_of(a_of(g, t + 4)), bits_of(a_of(g + 8, t + 4))};
+    const std::uint32_t b[2] = {bits_of(b_of(t, g)), bits_of(b_of(t + 4, g))};
+    float d[4] = {1, 1, 1, 1};
+    multiply_tiles_tf32(d, a, b);
+    for (unsigned i = 0; i < 4; ++i) {
+      float expected = 1;
+      for (unsigned k = 0; k < 8; ++k) {
+        expected += a_of(g + i / 2 * 8, k) * b_of(k, t * 2 + i % 2);
+      }
+      CHECK_EQ(d[i], expected);
+    }
+  });
+}
+
+TEST("numbers are rounded to tf32, to the nearest and of two to the larger one") {
+  const auto rounded = [](float value) { return float_of(round_to_tf32(value)); };
+  CHECK_EQ(rounded(1.0f + 0x1p-11f), 1.0f + 0x1p-10f);
+  CHECK_EQ(rounded(1.0f + 0x1.fp-12f), 1.0f);
+  CHECK_EQ(rounded(-1.0f - 0x1p-11f), -1.0f - 0x1p-10f);
+  CHECK_EQ(rounded(3.4028e38f), INFINITY);
+  CHECK_EQ(rounded(-INFINITY), -INFINITY);
+  CHECK(std::isnan(rounded(NAN)));
+  CHECK(std::isnan(rounded(float_of(0x7fffffffu))));
+}
+
 TEST("numbers are rounded to bf16 in pairs, to the nearest and of two to the even one") {
   CHECK_EQ(pack_bf16(1.0f, -2.0f), 0xc0003f80u);
   CHECK_EQ(pack_bf16(1.00390625f, 1.01171875f), 0x3f823f80u);  // halfway: down, up

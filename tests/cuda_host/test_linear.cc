@@ -23,8 +23,11 @@ struct Layer {
   OnDevice<float> device_bias;
 
   Layer(std::size_t rows, std::size_t cols, DType dtype, RandomWeights& random)
+      : Layer(random.matrix(rows, cols), rows, cols, dtype, random) {}
+  Layer(const std::vector<float>& values, std::size_t rows, std::size_t cols, DType dtype,
+        RandomWeights& random)
       : shape{nullptr, dtype, rows, cols, padded(cols)},
-        host(encode(random.matrix(rows, cols), dtype)),
+        host(encode(values, dtype)),
         device(host),
         host_bias(random.matrix(1, rows)),
         device_bias(host_bias) {}
@@ -102,24 +105,45 @@ TEST("many rows are spread over blocks of more warps with the same result") {
   }
 }
 
-TEST("products on tensor cores agree with the CPU as far as bf16 goes") {
-  for (const std::size_t cols : {20u, 96u, 200u}) {
-    for (const std::size_t rows : {33u, 130u}) {
-      RandomWeights random(rows + cols);
-      const Layer layer(rows, cols, DType::bf16, random);
-      for (const std::size_t tokens : {9u, 33u, 70u}) {
-        check_products(layer, tokens, Precision::tensor_cores, 1e-2, random);
+TEST("products on tensor cores agree with the CPU as far as bf16 and tf32 go") {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const double tolerance = dtype == DType::bf16 ? 1e-2 : 1e-3;
+    for (const std::size_t cols : {20u, 96u, 200u}) {
+      for (const std::size_t rows : {33u, 130u}) {
+        RandomWeights random(rows + cols);
+        const Layer layer(rows, cols, dtype, random);
+        for (const std::size_t tokens : {9u, 33u, 70u}) {
+          check_products(layer, tokens, Precision::tensor_cores, tolerance, random);
+        }
+        check_products(layer, 5, Precision::tensor_cores, 1e-5, random);
       }
-      check_products(layer, 5, Precision::tensor_cores, 1e-5, random);
     }
   }
+}
+
+TEST("F16 weights take activations that F16 does not hold") {
   RandomWeights random(7);
-  const Layer half(33, 96, DType::f16, random);
-  check_products(half, 17, Precision::tensor_cores, 1e-5, random);
+  const Layer layer(33, 96, DType::f16, random);
+  for (const float size : {1e-9f, 7e4f, 1e30f}) {
+    const std::size_t tokens = 9;
+    auto values = random.matrix(tokens, 96);
+    for (float& value : values) value *= size;
+    TestRows x(std::move(values), tokens, 96);
+    TestRows y(tokens, 33);
+    const auto cpu = make_cpu_backend(1, "portable");
+    const auto cpu_stream = cpu->make_stream();
+    TestStream stream;
+    cpu->linear(*cpu_stream, {layer.host_view(), nullptr}, x.host(), y.host(), {});
+    cuda::linear(stream, {layer.device_view(), nullptr}, x.device(), y.device(), {},
+                 Precision::tensor_cores);
+    stream.synchronize();
+    y.check_same(1e-3);
+  }
 }
 
 TEST("tensor cores add exact products exactly, in tiles of every size") {
-  // Weights and activations of few bits: rounding to bf16 and sums in float32 lose nothing.
+  // Activations of few bits, and weights of as many as the dtype has: rounding and sums in float32
+  // lose nothing.
   RandomWeights random(3);
   const auto cpu = make_cpu_backend(1, "portable");
   const auto cpu_stream = cpu->make_stream();
@@ -127,10 +151,16 @@ TEST("tensor cores add exact products exactly, in tiles of every size") {
   struct Shape {
     std::size_t tokens;
     std::size_t rows;
+    DType dtype;
   };
-  for (const auto& [tokens, rows] : {Shape{10, 40}, Shape{130, 70}, Shape{65, 128 * 128 + 9}}) {
+  const Shape shapes[] = {
+      {10, 40, DType::bf16}, {130, 70, DType::bf16},           {10, 40, DType::f16},
+      {130, 70, DType::f16}, {65, 128 * 128 + 9, DType::bf16}, {65, 128 * 128 + 9, DType::f16}};
+  for (const auto& [tokens, rows, dtype] : shapes) {
     const std::size_t cols = 36;
-    const Layer layer(rows, cols, DType::bf16, random);
+    auto values = random.matrix(rows, cols);
+    for (float& value : values) value *= dtype == DType::f16 ? 17.0f / 16 : 1;
+    const Layer layer(values, rows, cols, dtype, random);
     TestRows x(random.matrix(tokens, cols), tokens, cols);
     TestRows y(tokens, rows);
     cpu->linear(*cpu_stream, {layer.host_view(), nullptr}, x.host(), y.host(), {});

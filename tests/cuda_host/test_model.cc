@@ -1,6 +1,10 @@
 // Whole models on the CUDA backend: against the CPU, and bit by bit over budgets.
 #include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <random>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -9,16 +13,65 @@
 #include "model/forward.h"
 #include "model/generation.h"
 #include "on_device.h"
+#include "random_weights.h"
+#include "temp_folder.h"
 #include "test_prompt.h"
 
 namespace moerun::test {
 namespace {
 
-std::vector<float> logits_of(const ModelOptions& options, const std::vector<std::int32_t>& ids) {
-  const auto model = Model::load(kModel, options);
+std::vector<float> logits_of(const ModelOptions& options, const std::vector<std::int32_t>& ids,
+                             const std::string& path = kModel) {
+  const auto model = Model::load(path, options);
   std::vector<float> logits(ids.size() * static_cast<std::size_t>(model->config().vocab_size));
   forward(model, ids, logits);
   return logits;
+}
+
+std::uint16_t nearest_half(float value) {
+  if (std::fabs(value) >= 0x1p-14f) return exact_half(value);  // it was bf16
+  const auto bits = static_cast<std::uint16_t>(std::lround(std::fabs(value) * 0x1p24f));
+  return static_cast<std::uint16_t>(bits | (value < 0 ? 0x8000 : 0));
+}
+
+// The model with weights of another dtype.
+void write_model(const TempFolder& folder, DType dtype) {
+  const auto read = [](const std::string& name) {
+    std::ifstream file(kModel + "/" + name, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  folder.write("config.json", read("config.json"));
+  const std::string bytes = read("model.safetensors");
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof(length));
+  const std::string header = bytes.substr(8, length);
+  // The dtype changes in the header, and the places of tensors with it.
+  const std::regex changes("\"BF16\"|\"data_offsets\":\\[(\\d+),(\\d+)\\]");
+  std::string changed;
+  std::size_t done = 0;
+  for (auto it = std::sregex_iterator(header.begin(), header.end(), changes);
+       it != std::sregex_iterator(); ++it) {
+    changed += header.substr(done, static_cast<std::size_t>(it->position()) - done);
+    done = static_cast<std::size_t>(it->position() + it->length());
+    const auto offset = [&](std::size_t group) {
+      return std::to_string(std::stoull((*it)[group]) * size_of(dtype) / 2);
+    };
+    changed += (*it)[1].matched ? "\"data_offsets\":[" + offset(1) + "," + offset(2) + "]"
+                                : "\"" + std::string(name_of(dtype)) + "\"";
+  }
+  changed += header.substr(done);
+  const std::size_t count = (bytes.size() - 8 - length) / 2;
+  std::string data(count * size_of(dtype), '\0');
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, bytes.data() + 8 + length + i * 2, sizeof(bits));
+    const float value = bf16_to_float(bits);
+    const std::uint16_t half = nearest_half(value);
+    char* target = data.data() + i * size_of(dtype);
+    std::memcpy(target, dtype == DType::f16 ? static_cast<const void*>(&half) : &value,
+                size_of(dtype));
+  }
+  folder.write("model.safetensors", safetensors_bytes(changed, data));
 }
 
 struct Generated {
@@ -59,6 +112,19 @@ TEST("logits of many tokens are those of the CPU within bf16") {
   cpu.make_backend = {};
   const auto ids = some_tokens(20);
   CHECK(relative_error(logits_of(on_device(), ids), logits_of(cpu, ids)) < 1e-2);
+}
+
+TEST("logits of many tokens in F16 and F32 are those of the CPU within tf32 and float32") {
+  ModelOptions cpu = on_device();
+  cpu.make_backend = {};
+  const auto ids = some_tokens(12);
+  for (const DType dtype : {DType::f16, DType::f32}) {
+    const TempFolder folder;
+    write_model(folder, dtype);
+    const auto expected = logits_of(cpu, ids, folder.path());
+    const auto found = logits_of(on_device(), ids, folder.path());
+    CHECK_NEAR(relative_error(found, expected), 0, dtype == DType::f16 ? 2e-3 : 1e-5);
+  }
 }
 
 TEST("greedy text is that of the CPU") {

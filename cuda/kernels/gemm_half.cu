@@ -1,4 +1,9 @@
-// Many tokens with bf16 weights on tensor cores.
+// Many tokens with weights of 16 bits on tensor cores.
+//
+// bf16 weights are multiplied in bf16, and activations rounded to that. F16 weights are multiplied
+// in tf32, which holds them exactly: activations in f16 would be infinite above 65504, and rows
+// scaled to fit would take another pass over them. That is half the tensor cores' speed, and more
+// exact.
 #include "kernels/product.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
@@ -62,17 +67,77 @@ MOERUN_DEVICE void load_stage(const ProductArguments& a, unsigned first_token, u
   }
 }
 
-MOERUN_DEVICE std::uint32_t round_pair(const float* address) {
-  const Float2 pair = load2(address);
-  return pack_bf16(pair.at[0], pair.at[1]);
+// What a lane holds of 16 columns of 16 tokens, and of 8 rows of weights: factors of one product in
+// bf16, or of two in tf32. Lane (g, t) = (lane / 4, lane % 4) takes columns 2t, 2t + 1, 2t + 8 and
+// 2t + 9 of both; in tf32 the first two are columns t and t + 4 of one product, the others of
+// another.
+template <DType kDType>
+inline constexpr unsigned kProducts = kDType == DType::bf16 ? 1 : 2;
+template <DType kDType>
+struct InputFragment {
+  std::uint32_t a[kProducts<kDType>][4];
+};
+template <DType kDType>
+struct WeightFragment {
+  std::uint32_t b[kProducts<kDType>][2];
+};
+
+// From the lane's first column of tokens g and g + 8 on.
+template <DType kDType>
+MOERUN_DEVICE InputFragment<kDType> load_inputs(const float* top, const float* bottom) {
+  InputFragment<kDType> x;
+  MOERUN_UNROLL
+  for (unsigned i = 0; i < 2; ++i) {
+    const Float2 pairs[2] = {load2(top + i * 8), load2(bottom + i * 8)};
+    MOERUN_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      const Float2 pair = pairs[half];
+      if constexpr (kDType == DType::bf16) {
+        x.a[0][i * 2 + half] = pack_bf16(pair.at[0], pair.at[1]);
+      } else {
+        x.a[i][half] = round_to_tf32(pair.at[0]);
+        x.a[i][2 + half] = round_to_tf32(pair.at[1]);
+      }
+    }
+  }
+  return x;
+}
+
+// From the lane's first column of row g on, words of two weights.
+template <DType kDType>
+MOERUN_DEVICE WeightFragment<kDType> load_weights(const std::uint32_t* row) {
+  WeightFragment<kDType> w;
+  MOERUN_UNROLL
+  for (unsigned i = 0; i < 2; ++i) {
+    if constexpr (kDType == DType::bf16) {
+      w.b[0][i] = row[i * 4];
+    } else {
+      w.b[i][0] = bits_of(low_f16(row[i * 4]));
+      w.b[i][1] = bits_of(high_f16(row[i * 4]));
+    }
+  }
+  return w;
+}
+
+template <DType kDType>
+MOERUN_DEVICE void multiply(float (&sums)[4], const InputFragment<kDType>& x,
+                            const WeightFragment<kDType>& w) {
+  MOERUN_UNROLL
+  for (unsigned i = 0; i < kProducts<kDType>; ++i) {
+    if constexpr (kDType == DType::bf16) {
+      multiply_tiles_bf16(sums, x.a[i], w.b[i]);
+    } else {
+      multiply_tiles_tf32(sums, x.a[i], w.b[i]);
+    }
+  }
 }
 
 // A block computes Tile::kRows x Tile::kTokens numbers of y, a warp a part of them in fragments of
 // 8 rows x 16 tokens; lanes hold them as multiply_tiles_bf16 says, with tokens as rows of d.
-// Shared memory: kStages buffers of columns: activations in float32, weights in bf16.
+// Shared memory: kStages buffers of columns: activations in float32, weights as they are.
 // Preconditions: rows of weights padded to kTileCols; rows of activations on 16-byte borders.
-template <typename Tile>
-MOERUN_KERNEL MOERUN_BOUNDS(Tile::kThreads, Tile::kBlocks) gemm_bf16_kernel(ProductArguments a) {
+template <DType kDType, typename Tile>
+MOERUN_KERNEL MOERUN_BOUNDS(Tile::kThreads, Tile::kBlocks) gemm_half_kernel(ProductArguments a) {
   auto* shared = shared_memory<std::uint32_t>();
   const auto inputs_of = [&](unsigned stage) {
     return reinterpret_cast<float*>(shared) + stage * Tile::kStageWords;
@@ -107,24 +172,17 @@ MOERUN_KERNEL MOERUN_BOUNDS(Tile::kThreads, Tile::kBlocks) gemm_bf16_kernel(Prod
         weights_of(step % Tile::kStages) + (warp_row + group) * kWeightPitch;
     MOERUN_UNROLL
     for (unsigned k = 0; k < kTileCols; k += 16) {
-      std::uint32_t x[Tile::kFragmentsOfTokens][4];
+      InputFragment<kDType> x[Tile::kFragmentsOfTokens];
       MOERUN_UNROLL
       for (unsigned m = 0; m < Tile::kFragmentsOfTokens; ++m) {
         const float* top = inputs + m * 16 * kInputPitch + k + pair * 2;
-        const float* bottom = top + 8 * kInputPitch;
-        x[m][0] = round_pair(top);
-        x[m][1] = round_pair(bottom);
-        x[m][2] = round_pair(top + 8);
-        x[m][3] = round_pair(bottom + 8);
+        x[m] = load_inputs<kDType>(top, top + 8 * kInputPitch);
       }
       MOERUN_UNROLL
       for (unsigned n = 0; n < Tile::kFragmentsOfRows; ++n) {
-        const std::uint32_t* row = weights + n * 8 * kWeightPitch + k / 2 + pair;
-        const std::uint32_t w[2] = {row[0], row[4]};
+        const auto w = load_weights<kDType>(weights + n * 8 * kWeightPitch + k / 2 + pair);
         MOERUN_UNROLL
-        for (unsigned m = 0; m < Tile::kFragmentsOfTokens; ++m) {
-          multiply_tiles_bf16(sums[m][n], x[m], w);
-        }
+        for (unsigned m = 0; m < Tile::kFragmentsOfTokens; ++m) multiply(sums[m][n], x[m], w);
       }
     }
   }
@@ -149,25 +207,28 @@ unsigned num_blocks(const ProductArguments& a) {
 }
 
 template <typename Tile>
-void launch_tile(StreamHandle stream, const ProductArguments& arguments) {
-  launch<gemm_bf16_kernel<Tile>>(stream,
-                                 {(arguments.rows + Tile::kRows - 1) / Tile::kRows,
-                                  (arguments.tokens + Tile::kTokens - 1) / Tile::kTokens, 1,
-                                  Tile::kThreads, Tile::kSharedBytes},
-                                 arguments, "gemm_bf16");
+void launch_tile(StreamHandle stream, DType dtype, const ProductArguments& arguments) {
+  const LaunchShape shape{(arguments.rows + Tile::kRows - 1) / Tile::kRows,
+                          (arguments.tokens + Tile::kTokens - 1) / Tile::kTokens, 1, Tile::kThreads,
+                          Tile::kSharedBytes};
+  if (dtype == DType::bf16) {
+    launch<gemm_half_kernel<DType::bf16, Tile>>(stream, shape, arguments, "gemm_half");
+  } else {
+    launch<gemm_half_kernel<DType::f16, Tile>>(stream, shape, arguments, "gemm_half");
+  }
 }
 
 }  // namespace
 
-void launch_gemm_bf16(StreamHandle stream, const ProductArguments& arguments) {
+void launch_gemm_half(StreamHandle stream, DType dtype, const ProductArguments& arguments) {
   if (num_blocks<LargeTile>(arguments) >= kEnoughBlocks && arguments.tokens > MiddleTile::kTokens) {
-    return launch_tile<LargeTile>(stream, arguments);
+    return launch_tile<LargeTile>(stream, dtype, arguments);
   }
   if (num_blocks<MiddleTile>(arguments) >= kEnoughBlocks ||
       arguments.tokens > 2 * SmallTile::kTokens) {
-    return launch_tile<MiddleTile>(stream, arguments);
+    return launch_tile<MiddleTile>(stream, dtype, arguments);
   }
-  launch_tile<SmallTile>(stream, arguments);
+  launch_tile<SmallTile>(stream, dtype, arguments);
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE
