@@ -99,8 +99,8 @@ std::string build_info_json() {
   for (const CudaDevice& device : cuda.devices) {
     json["cuda"]["devices"].push_back(
         {{"name", device.name},
-         {"compute_capability", message(device.compute_capability_major, ".",
-                                        device.compute_capability_minor)},
+         {"compute_capability",
+          message(device.compute_capability_major, ".", device.compute_capability_minor)},
          {"memory_bytes", device.total_memory_bytes}});
   }
   json["cuda_architectures"] = cuda.architectures;

@@ -48,11 +48,10 @@ CudaBandwidth measure_bandwidth(std::size_t bytes) {
   DeviceStream stream;
   const StreamHandle handle = stream.handle();
   CudaBandwidth result;
-  result.read = best_rate(stream, bytes, [&] {
-    read_all(handle, first.data(), bytes, sink.as<std::uint32_t>());
-  });
-  result.copy = best_rate(stream, 2 * bytes,
-                          [&] { copy_async(handle, second.data(), first.data(), bytes); });
+  result.read = best_rate(stream, bytes,
+                          [&] { read_all(handle, first.data(), bytes, sink.as<std::uint32_t>()); });
+  result.copy =
+      best_rate(stream, 2 * bytes, [&] { copy_async(handle, second.data(), first.data(), bytes); });
   result.from_host =
       best_rate(stream, bytes, [&] { copy_async(handle, first.data(), host.data(), bytes); });
   return result;

@@ -1,5 +1,5 @@
-// Memory of the device with numbers in it, and rows of activations in both places. The device is the
-// host's, or a card where the tests are built for one (moerun_cuda_tests).
+// Memory of the device with numbers in it, and rows of activations in both places. The device is
+// the host's, or a card where the tests are built for one (moerun_cuda_tests).
 #pragma once
 
 #include <algorithm>

@@ -196,11 +196,10 @@ std::vector<float> experts_on_device(const ExpertLayer& layer, const ExpertToken
     }
     const std::size_t bytes = cuda::grouping_bytes(layer.shape, tokens.count, tokens.slots);
     scratch.emplace_back(bytes, "a test's groups");
-    cuda::compute_segments_many(stream, work, list, count, max_records,
-                                scratch.back().data(), bytes);
+    cuda::compute_segments_many(stream, work, list, count, max_records, scratch.back().data(),
+                                bytes);
   }
-  cuda::sum_experts(stream, work, 0.5f,
-                    {device_y.as<float>(), tokens.count, cols, pitch});
+  cuda::sum_experts(stream, work, 0.5f, {device_y.as<float>(), tokens.count, cols, pitch});
   cuda::copy_async(stream, reinterpret_cast<std::byte*>(y.data()), device_y.data(),
                    y.size() * sizeof(float));
   stream.synchronize();
