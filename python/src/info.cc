@@ -1,8 +1,8 @@
 #include <filesystem>
 #include <string>
 
-#include "bindings.h"
 #include "base/error.h"
+#include "bindings.h"
 #include "device/cpu/bandwidth.h"
 #include "device/cuda_bandwidth.h"
 #include "model/stats.h"

@@ -13,6 +13,8 @@ import pytest
 import reference
 from card.build import ROOT, link_package
 
+import moerun
+
 CASE_OF = {case.name: case for case in reference.CASES}
 
 # Tokens that go through one by one are computed in float32. Those of a prompt are rounded to bf16
@@ -205,3 +207,5 @@ def test_other_builds_do_not_know_the_device(run_cli):
     done = run_cli("--device", "cuda-host", PROMPT)
     assert done.returncode == 2
     assert "'cuda-host' is not one of 'auto', 'cpu', 'cuda'" in done.stderr
+    with pytest.raises(moerun.errors.InvalidArgumentError, match="auto, cpu or cuda"):
+        moerun.Model.load(device="cuda-host")
