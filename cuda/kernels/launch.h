@@ -46,6 +46,16 @@ inline void require_shared_bytes(const char* name, std::size_t needed, std::size
 // What every kernel may use without asking, on every device.
 inline constexpr std::size_t kSharedBytesOfAll = 48 * 1024;
 
+// What a block can have on the current device.
+inline std::size_t max_shared_bytes() {
+  int device = 0;
+  int available = 0;
+  check(cudaGetDevice(&device), "asking for shared memory");
+  check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for shared memory");
+  return static_cast<std::size_t>(available);
+}
+
 // Asks the current device for so much shared memory for blocks of the kernel, once for each size
 // that is larger than those before. From any thread.
 template <auto kKernel>
@@ -57,14 +67,14 @@ void allow_shared_bytes(std::size_t bytes, const char* name) {
   const std::lock_guard lock(mutex);
   std::size_t& most = allowed[device];
   if (bytes <= most) return;
-  int available = 0;
-  check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
-  require_shared_bytes(name, bytes, static_cast<std::size_t>(available));
+  require_shared_bytes(name, bytes, max_shared_bytes());
   check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         name);
   most = bytes;
 }
+#elif defined(MOERUN_CUDA_HOST)
+inline std::size_t max_shared_bytes() { return cuda_host::kMaxSharedBytes; }
 #endif
 
 #if defined(__CUDACC__) || defined(MOERUN_CUDA_HOST)

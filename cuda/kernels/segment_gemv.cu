@@ -10,8 +10,6 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kMostTokens = 8;  // that a block computes at once
 template <unsigned kMaxTokens>
 constexpr unsigned kBlocksPerSm = kMaxTokens == 1 ? 3 : 2;
-// Of x in a block's shared memory: 8 tokens of 4096 numbers.
-constexpr std::size_t kMaxInputBytes = 128 * 1024;
 
 struct GemvArguments {
   const DeviceSegment* segments;   // (blocks / max_quanta), or by the id of the expert
@@ -109,12 +107,15 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, kBlocksPerSm<kMaxTokens>)
   }
 }
 
+std::size_t bytes_of_block(std::size_t hidden, unsigned tokens) {
+  return QuantumMemory::bytes(hidden, tokens) + sizeof(PairList);
+}
+
 template <unsigned kMaxTokens>
 void launch_tokens(StreamHandle stream, const GemvArguments& arguments, std::size_t num_segments) {
-  const LaunchShape shape{
-      .blocks_x = static_cast<unsigned>(num_segments * arguments.max_quanta),
-      .threads = kThreads,
-      .shared_bytes = QuantumMemory::bytes(arguments.hidden, kMaxTokens) + sizeof(PairList)};
+  const LaunchShape shape{.blocks_x = static_cast<unsigned>(num_segments * arguments.max_quanta),
+                          .threads = kThreads,
+                          .shared_bytes = bytes_of_block(arguments.hidden, kMaxTokens)};
   launch<compute_few<kMaxTokens>>(stream, shape, arguments, "compute_few");
 }
 
@@ -137,15 +138,12 @@ void launch_few(StreamHandle stream, const ExpertWork& work, const DeviceSegment
       static_cast<unsigned>(sums_per_pair(work.shape, work.is_folded)),
       is_by_id,
   };
-  const std::size_t fitting = kMaxInputBytes / (hidden * sizeof(float));
-  const std::size_t tokens = std::min(work.routing.tokens, fitting);
-  if (fitting == 0) {
-    throw InvalidArgument(message("hidden_size: expected at most ", kMaxInputBytes / sizeof(float),
-                                  ", found ", work.shape.hidden_size));
-  }
-  if (tokens > 4 && fitting >= 8) return launch_tokens<8>(stream, arguments, num_segments);
-  if (tokens > 2 && fitting >= 4) return launch_tokens<4>(stream, arguments, num_segments);
-  if (tokens > 1) return launch_tokens<2>(stream, arguments, num_segments);
+  const std::size_t tokens = work.routing.tokens;
+  const std::size_t available = max_shared_bytes();
+  const auto fits = [&](unsigned count) { return bytes_of_block(hidden, count) <= available; };
+  if (tokens > 4 && fits(8)) return launch_tokens<8>(stream, arguments, num_segments);
+  if (tokens > 2 && fits(4)) return launch_tokens<4>(stream, arguments, num_segments);
+  if (tokens > 1 && fits(2)) return launch_tokens<2>(stream, arguments, num_segments);
   launch_tokens<1>(stream, arguments, num_segments);
 }
 

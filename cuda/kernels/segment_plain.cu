@@ -7,7 +7,6 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 namespace {
 
 constexpr unsigned kThreads = 256;
-constexpr std::size_t kMaxInputBytes = 128 * 1024;  // of x in a block's shared memory
 // Blocks side by side for the tokens of one expert; they take further tokens in turn.
 constexpr std::size_t kMaxTokenBlocks = 16;
 
@@ -131,11 +130,11 @@ void compute_segments_plain(StreamHandle stream, const ExpertWork& work,
   arguments.hidden = static_cast<unsigned>(padded(work.shape.hidden_size));
   arguments.sums_per_pair = static_cast<unsigned>(sums_per_pair(work.shape, work.is_folded));
   arguments.is_folded = work.is_folded;
-  const std::size_t fitting = kMaxInputBytes / (arguments.hidden * sizeof(float));
-  if (fitting >= 8) return launch_plain<8>(stream, arguments, work.routing.tokens);
-  if (fitting >= 1) return launch_plain<1>(stream, arguments, work.routing.tokens);
-  throw InvalidArgument(message("hidden_size: expected at most ", kMaxInputBytes / sizeof(float),
-                                ", found ", work.shape.hidden_size));
+  if (QuantumMemory::bytes(arguments.hidden, 8) <= max_shared_bytes()) {
+    launch_plain<8>(stream, arguments, work.routing.tokens);
+  } else {
+    launch_plain<1>(stream, arguments, work.routing.tokens);
+  }
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

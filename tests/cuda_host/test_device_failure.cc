@@ -52,7 +52,8 @@ TEST("a device error names its cause once and closes the model for good") {
       const FailureAfter failure(40);
       const std::string first = generate(model).error;
       CHECK(contains(first, "a failure that a test asked for"));
-      CHECK(contains(first, "noticed in layer "));
+      // Where the device needs no host, nobody looks before the end of the token.
+      CHECK(options.experts.budget.empty() || contains(first, "noticed in layer "));
       CHECK(!contains(first, "was closed"));
     }
     // The device works again, but what was on it is lost.

@@ -63,8 +63,9 @@ TEST("a model takes the device memory that was planned for it, and no more") {
     const std::size_t taken =
         cuda_host::bytes_allocated() - before + plan.needs.kv_cache - model->expert_memory_bytes();
     const std::size_t planned = plan.needs.total() - plan.needs.reserve;
-    // The frequencies of the rotation are not counted: the reserve is for such things.
-    CHECK_NEAR(static_cast<double>(taken), static_cast<double>(planned), 4096);
+    // Frequencies of the rotation and tables of experts are not counted: the reserve is for such
+    // things.
+    CHECK_NEAR(static_cast<double>(taken), static_cast<double>(planned), 16384);
   }
 }
 
