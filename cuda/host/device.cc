@@ -41,14 +41,20 @@ struct Allocation {
   std::unique_ptr<std::byte[]> memory;
   std::size_t bytes = 0;
   std::string what;
+  Place place = Place::device;
+};
+
+struct Pool {
+  std::size_t bytes = 0;
+  std::size_t limit = SIZE_MAX;
 };
 
 struct Device {
   std::vector<std::unique_ptr<Stream>> streams;
   std::vector<std::unique_ptr<Event>> events;
   std::map<void*, Allocation> allocations;
-  std::size_t bytes = 0;
-  std::size_t limit = SIZE_MAX;
+  Pool device_memory;
+  Pool page_locked_memory;
   Order order = Order::late_copies;
   std::mt19937_64 random{1};
   bool are_waits_broken = false;
@@ -58,6 +64,10 @@ struct Device {
 Device& device() {
   static Device one;
   return one;
+}
+
+Pool& pool_of(Place place) {
+  return place == Place::device ? device().device_memory : device().page_locked_memory;
 }
 
 bool can_run(const Stream& stream) {
@@ -147,19 +157,21 @@ void* make_event() {
 
 void destroy_event(void* event) { erase(device().events, event); }
 
-void* allocate(std::size_t bytes, const char* what) {
+void* allocate(std::size_t bytes, const char* what, Place place) {
   Device& all = device();
-  if (bytes > all.limit - std::min(all.limit, all.bytes)) {
-    throw OutOfMemory(message(what, ": ", bytes, " bytes were asked for, ",
-                              all.limit - std::min(all.limit, all.bytes), " are free"));
+  Pool& pool = pool_of(place);
+  const std::size_t num_free = pool.limit - std::min(pool.limit, pool.bytes);
+  if (bytes > num_free) {
+    throw OutOfMemory(message(what, ": ", bytes, " bytes were asked for, ", num_free, " are free"));
   }
-  Allocation allocation{std::make_unique<std::byte[]>(bytes + 2 * kRedZoneBytes), bytes, what};
+  Allocation allocation{std::make_unique<std::byte[]>(bytes + 2 * kRedZoneBytes), bytes, what,
+                        place};
   std::byte* begin = allocation.memory.get();
   std::fill_n(begin, kRedZoneBytes, kRedZone);
   std::fill_n(begin + kRedZoneBytes, bytes, kUnwritten);
   std::fill_n(begin + kRedZoneBytes + bytes, kRedZoneBytes, kRedZone);
   void* memory = begin + kRedZoneBytes;
-  all.bytes += bytes;
+  pool.bytes += bytes;
   all.allocations.emplace(memory, std::move(allocation));
   return memory;
 }
@@ -172,15 +184,15 @@ void free_memory(void* memory) {
   if (found == all.allocations.end()) throw DeviceError("memory was freed that is not allocated");
   const Allocation allocation = std::move(found->second);
   all.allocations.erase(found);
-  all.bytes -= allocation.bytes;
+  pool_of(allocation.place).bytes -= allocation.bytes;
   check_red_zones(allocation);
 }
 
-std::size_t bytes_allocated() { return device().bytes; }
+std::size_t bytes_allocated(Place place) { return pool_of(place).bytes; }
 void spoil(std::exception_ptr failure) {
   if (!device().failure) device().failure = std::move(failure);
 }
-void set_memory_limit(std::size_t bytes) { device().limit = bytes; }
+void set_memory_limit(std::size_t bytes, Place place) { pool_of(place).limit = bytes; }
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name) {
   const std::uint64_t seed = device().random();

@@ -24,13 +24,14 @@ void destroy_stream(void* stream);  // runs what is left first
 void* make_event();
 void destroy_event(void* event);
 
-// Memory of the device, filled with signalling NaNs. Freeing it waits for everything, and throws
-// where something wrote outside of it. `what` stands in messages.
-void* allocate(std::size_t bytes, const char* what);
+// Memory, filled with signalling NaNs. Freeing it waits for everything, and throws where something
+// wrote outside of it. `what` stands in messages.
+enum class Place { device, page_locked };
+void* allocate(std::size_t bytes, const char* what, Place place = Place::device);
 void free_memory(void* memory);
-std::size_t bytes_allocated();
+std::size_t bytes_allocated(Place place = Place::device);
 // The most that allocate() gives out; OutOfMemory beyond it.
-void set_memory_limit(std::size_t bytes);
+void set_memory_limit(std::size_t bytes, Place place = Place::device);
 
 void issue_kernel(void* stream, const Grid& grid, std::function<void()> kernel, const char* name);
 void issue_copy(void* stream, void* destination, const void* source, std::size_t bytes);

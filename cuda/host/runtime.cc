@@ -30,7 +30,9 @@ void DeviceEvent::synchronize() const { cuda_host::synchronize_event(value_); }
 
 DeviceMemory::DeviceMemory(std::size_t bytes, std::string_view what, Place place)
     : size_(bytes), place_(place) {
-  data_ = static_cast<std::byte*>(cuda_host::allocate(bytes, std::string(what).c_str()));
+  data_ = static_cast<std::byte*>(cuda_host::allocate(
+      bytes, std::string(what).c_str(),
+      place == Place::device ? cuda_host::Place::device : cuda_host::Place::page_locked));
 }
 
 DeviceMemory::~DeviceMemory() {
