@@ -37,6 +37,7 @@ class CopyEngine final : public TransferEngine {
   void promote(const std::shared_ptr<Transfer>& transfer) override;
   void cancel(const std::shared_ptr<Transfer>& transfer) override;
   void drain(const std::shared_ptr<Transfer>& transfer) override;
+  void look() override { pump(); }
   bool has_silent_progress() const override;
   TransferStats stats() const override;
 

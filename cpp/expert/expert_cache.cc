@@ -315,6 +315,7 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
 
 void ExpertCache::begin_token() {
   const std::lock_guard lock(stats_mutex_);
+  engine_->look();  // or what ended while the last token was sampled would go on being busy
   if (!is_between_tokens_) link_before_ = engine_->stats();
 }
 

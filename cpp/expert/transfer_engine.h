@@ -70,6 +70,8 @@ class TransferEngine {
   // Cancels and waits until nothing writes any more.
   virtual void drain(const std::shared_ptr<Transfer>& transfer) = 0;
 
+  // Moves on what can move on by now; the other calls do so, too.
+  virtual void look() {}
   // Whether transfers may move on without an announcement of Progress: then who waits has to look.
   virtual bool has_silent_progress() const { return false; }
 
