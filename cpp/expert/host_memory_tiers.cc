@@ -12,7 +12,7 @@ namespace {
 // Experts are page-locked in so many rounds over all layers: where one is refused, every layer has
 // nearly the same share.
 constexpr std::size_t kRounds = 8;
-// Given back where experts took all there was: streams need some, too.
+// Held back while experts take all there is: streams need some, too.
 constexpr std::size_t kSlackBytes = std::size_t{4} << 20;
 
 // Smaller ones work too, down to two blocks.
@@ -44,10 +44,6 @@ void settle(HostMemoryTiers& tiers, const ModelWeights& weights, const ExpertCac
   const std::size_t wanted = plan.page_locked_bytes;
   const std::size_t ring_blocks = plan.ring_blocks;
   const std::size_t block_bytes = plan.ring_block_bytes;
-  const std::size_t taken = tiers.experts->page_locked_bytes();
-  while (taken - tiers.experts->page_locked_bytes() < kSlackBytes) {
-    if (!tiers.experts->drop_last_page_locked()) break;
-  }
   for (;;) {
     for (std::size_t layer = 0; layer < plan.layers.size(); ++layer) {
       plan.layers[layer].page_locked = tiers.experts->num_page_locked(layer);
@@ -80,7 +76,9 @@ HostMemoryTiers take_host_memory(const ModelWeights& weights, HostPlan plan,
   HostMemoryTiers tiers{std::move(plan), std::make_unique<HostExperts>(weights), nullptr};
   // Before the experts, which could leave nothing for it.
   if (tiers.plan.ring_blocks != 0) tiers.ring = take_ring(tiers.plan, backend);
+  std::unique_ptr<DeviceBuffer> slack;
   try {
+    slack = backend.allocate(kSlackBytes, "arguments of kernels", MemoryUse::shared);
     page_lock(*tiers.experts, tiers.plan, backend);
   } catch (const OutOfMemory& refused) {
     settle(tiers, weights, options, backend, refused.what());

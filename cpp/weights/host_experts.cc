@@ -42,12 +42,6 @@ bool HostExperts::drop_last_page_locked() {
   return true;
 }
 
-std::size_t HostExperts::page_locked_bytes() const {
-  std::size_t bytes = 0;
-  for (const Locked& locked : page_locked_) bytes += locked.memory->size();
-  return bytes;
-}
-
 std::size_t HostExperts::pageable_bytes() const {
   std::size_t bytes = 0;
   for (const HostMemory& memory : pageable_) bytes += memory.size();

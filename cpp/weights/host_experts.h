@@ -29,7 +29,6 @@ class HostExperts {
   bool drop_last_page_locked();
 
   std::size_t num_page_locked(std::size_t layer) const { return layers_[layer].num_page_locked; }
-  std::size_t page_locked_bytes() const;
   std::size_t pageable_bytes() const;
 
   Place place_of(ExpertId id) const;
