@@ -4,6 +4,8 @@
 #include <exception>
 #include <utility>
 
+#include "base/error.h"
+
 namespace moerun {
 namespace {
 
@@ -176,7 +178,10 @@ void CopyEngine::cancel(const std::shared_ptr<Transfer>& transfer) {
 
 void CopyEngine::drain(const std::shared_ptr<Transfer>& transfer) {
   cancel(transfer);
-  queue_.synchronize();
+  try {
+    queue_.synchronize();
+  } catch (const DeviceError&) {  // it has said so to a call that can throw, and writes no more
+  }
 }
 
 bool CopyEngine::has_silent_progress() const {
