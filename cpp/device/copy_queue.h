@@ -18,8 +18,8 @@ class CopyQueue {
 
   virtual ~CopyQueue() = default;
 
-  // From now on copies overwrite memory that `compute` reads: they begin when it has run what was
-  // issued to it before follow() was called last, and urgent ones also after all patient ones.
+  // From now on copies overwrite memory that `compute` reads, or that copies of the other lane may
+  // still write to: they begin when all of that which was issued before this call has run.
   virtual void follow(Stream& compute) = 0;
   // Issues a copy and returns. The source is page-locked and lives until the copy is done.
   virtual void copy(Lane lane, std::byte* destination, const std::byte* source,

@@ -10,7 +10,7 @@ namespace moerun {
 enum class MemoryUse {
   streamed,  // read from end to end again and again
   grown,     // reserved for the most that may come, filled bit by bit
-  shared,    // small; the host reads and writes it between synchronisations
+  shared,    // page-locked memory of the host, which the device reads and writes, too
 };
 
 // Owns it. Zeroed when it is new.

@@ -29,8 +29,12 @@ struct ExpertCacheOptions {
   // Folder of record files: experts are read from one, which is written first if it is not there.
   // Empty: straight from the checkpoint.
   std::string pack_folder;
+  // For a device that copies experts from the host; see plan_host_memory.
+  std::string pin_limit;            // as a budget, or 0: all that fits
+  std::string host_tier;            // auto, memory, disk; auto
+  std::size_t host_ring_bytes = 0;  // page-locked, for what is not; 0: enough. For tests.
   bool log_events = false;
-  int reader_threads = 2;
+  int reader_threads = 0;  // 0: enough for the slow tier
   OnOffTrial::Params prefetch_trial;
   OnOffTrial::Params cache_trial = {.warm_up_tokens = 256, .hold_tokens = 4096};
   std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.

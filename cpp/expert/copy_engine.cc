@@ -1,7 +1,10 @@
 #include "expert/copy_engine.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
+
+#include "base/error.h"
 
 namespace moerun {
 namespace {
@@ -13,8 +16,9 @@ constexpr std::size_t kPatientPieces = 2;
 
 }  // namespace
 
-CopyEngine::CopyEngine(const ModelWeights& weights, CopyQueue& queue)
-    : weights_(weights), queue_(queue) {}
+CopyEngine::CopyEngine(const ModelWeights& weights, const HostExperts& experts, CopyQueue& queue,
+                       std::unique_ptr<HostStage> stage)
+    : weights_(weights), experts_(experts), queue_(queue), stage_(std::move(stage)) {}
 
 CopyEngine::~CopyEngine() {
   try {
@@ -23,71 +27,115 @@ CopyEngine::~CopyEngine() {
   }
 }
 
-std::vector<CopyEngine::Piece> CopyEngine::pieces_of(const SegmentRead& read) const {
-  const LayerWeights& layer = weights_.layers[read.id.layer];
-  const ConstBytes records = layer.records_of(read.id.expert);
+// What the runs `from` hold of the segment, in order.
+std::vector<CopyEngine::Piece> CopyEngine::pieces_of(const SegmentRead& read,
+                                                     const std::vector<RecordRun>& from) const {
+  const std::size_t record_bytes = weights_.layers[read.id.layer].record_bytes();
   std::vector<Piece> pieces;
   for (const RecordRun& run : read.runs) {
-    const std::size_t total = run.num_records * layer.record_bytes();
-    const std::byte* source = records.data() + run.first_record * layer.record_bytes();
-    for (std::size_t done = 0; done < total; done += kPieceBytes) {
-      pieces.push_back({run.data + done, source + done, std::min(kPieceBytes, total - done)});
+    for (const RecordRun& source : from) {
+      const std::size_t first = std::max(run.first_record, source.first_record);
+      const std::size_t end =
+          std::min(run.first_record + run.num_records, source.first_record + source.num_records);
+      if (first >= end) continue;
+      std::byte* to = run.data + (first - run.first_record) * record_bytes;
+      const std::byte* data = source.data + (first - source.first_record) * record_bytes;
+      const std::size_t total = (end - first) * record_bytes;
+      for (std::size_t done = 0; done < total; done += kPieceBytes) {
+        pieces.push_back({to + done, data + done, std::min(kPieceBytes, total - done)});
+      }
     }
   }
   std::reverse(pieces.begin(), pieces.end());
   return pieces;
 }
 
-void CopyEngine::issue(Transfer& transfer, const Piece& piece, CopyQueue::Lane lane) {
+void CopyEngine::issue(Pending& pending, CopyQueue::Lane lane) {
+  const Piece piece = pending.pieces.back();
   queue_.copy(lane, piece.destination, piece.source, piece.bytes);
-  transfer.bytes_ += piece.bytes;
+  pending.pieces.pop_back();
+  note_busy();
+  if (pending.staged) return;  // counted when it was read
+  pending.transfer->bytes_ += piece.bytes;
   const std::lock_guard lock(stats_mutex_);
   stats_.bytes += piece.bytes;
-  if (!std::exchange(is_busy_, true)) busy_since_ = Clock::now();
 }
 
-void CopyEngine::issue_all(Transfer& transfer, std::vector<Piece>& pieces) {
-  queue_.follow(*compute_);
-  for (; !pieces.empty(); pieces.pop_back()) {
-    issue(transfer, pieces.back(), CopyQueue::Lane::urgent);
-  }
-  transfer.mark_ = last_urgent_ = queue_.mark(CopyQueue::Lane::urgent);
+void CopyEngine::finish(Pending& pending, CopyQueue::Mark mark) {
+  if (pending.staged) copying_.push_back({mark, std::move(pending.staged)});
+  Transfer& transfer = *pending.transfer;
+  if (++transfer.num_done_ == transfer.num_pieces_) transfer.mark_ = mark;
+}
+
+void CopyEngine::issue_urgently(Pending& pending) {
+  while (!pending.pieces.empty()) issue(pending, CopyQueue::Lane::urgent);
+  last_urgent_ = queue_.mark(CopyQueue::Lane::urgent);
+  finish(pending, last_urgent_);
 }
 
 std::shared_ptr<Transfer> CopyEngine::submit(SegmentRead read, StagingBlocks blocks,
                                              Urgency urgency) {
   auto transfer = std::make_shared<Transfer>(std::move(read), std::move(blocks), urgency);
-  auto pieces = pieces_of(transfer->read());
-  if (urgency == Urgency::demand) {
-    issue_all(*transfer, pieces);
+  // What is issued for it later, too, overwrites only what has been read by now.
+  if (urgency == Urgency::demand) queue_.follow(*compute_);
+  const SegmentRead& segment = transfer->read();
+  if (experts_.place_of(segment.id) == HostExperts::Place::page_locked) {
+    const std::size_t records = weights_.layers[segment.id.layer].experts.intermediate_size;
+    Pending pending{
+        transfer, pieces_of(segment, {{0, records, experts_.records_of(segment.id).data()}}), {}};
+    transfer->num_pieces_ = 1;
+    if (urgency == Urgency::demand) {
+      issue_urgently(pending);
+    } else {
+      prefetch_.push_back(std::move(pending));
+    }
   } else {
-    prefetch_.push_back({transfer, std::move(pieces)});
+    stage_->submit(transfer);
+    note_busy();
   }
   pump();
   return transfer;
+}
+
+void CopyEngine::land(HostStage::Part part) {
+  Pending pending{part.whole, pieces_of(part.whole->read(), part.read->read().runs), part.read};
+  if (part.whole->urgency_ == Urgency::demand) {
+    issue_urgently(pending);
+  } else {
+    prefetch_.push_back(std::move(pending));
+  }
 }
 
 void CopyEngine::pump() {
   while (!patient_marks_.empty() && queue_.is_done(patient_marks_.front())) {
     patient_marks_.pop_front();
   }
+  std::erase_if(copying_, [&](const Copying& each) { return queue_.is_done(each.mark); });
+  if (stage_) {
+    for (HostStage::Part& part : stage_->take_landed()) land(std::move(part));
+  }
   bool has_followed = false;
   while (!prefetch_.empty() && patient_marks_.size() < kPatientPieces) {
     // Its memory may have been read by what was issued since the transfer was submitted.
     if (!std::exchange(has_followed, true)) queue_.follow(*compute_);
     Pending& next = prefetch_.front();
-    issue(*next.transfer, next.pieces.back(), CopyQueue::Lane::patient);
-    next.pieces.pop_back();
+    issue(next, CopyQueue::Lane::patient);
     patient_marks_.push_back(queue_.mark(CopyQueue::Lane::patient));
     if (!next.pieces.empty()) continue;
-    next.transfer->mark_ = patient_marks_.back();
+    finish(next, patient_marks_.back());
     prefetch_.pop_front();
   }
   look_whether_idle();
 }
 
+void CopyEngine::note_busy() {
+  const std::lock_guard lock(stats_mutex_);
+  if (!std::exchange(is_busy_, true)) busy_since_ = Clock::now();
+}
+
 void CopyEngine::look_whether_idle() {
   if (!patient_marks_.empty() || !queue_.is_done(last_urgent_)) return;
+  if (stage_ && !stage_->is_idle()) return;
   const std::lock_guard lock(stats_mutex_);
   if (!std::exchange(is_busy_, false)) return;
   stats_.busy_seconds += std::chrono::duration<double>(Clock::now() - busy_since_).count();
@@ -95,37 +143,55 @@ void CopyEngine::look_whether_idle() {
 
 bool CopyEngine::is_complete(const Transfer& transfer) {
   pump();
+  if (transfer.failure_) std::rethrow_exception(transfer.failure_);
   return transfer.mark_ != 0 && queue_.is_done(transfer.mark_);
 }
 
 bool CopyEngine::is_usable(const Transfer& transfer) {
   pump();
+  if (transfer.failure_) std::rethrow_exception(transfer.failure_);
   return transfer.mark_ != 0;
 }
 
 void CopyEngine::promote(const std::shared_ptr<Transfer>& transfer) {
-  transfer->urgency_ = Urgency::demand;
-  const auto found = std::find_if(prefetch_.begin(), prefetch_.end(),
-                                  [&](const auto& each) { return each.transfer == transfer; });
-  if (found == prefetch_.end()) return;
-  Pending pending = std::move(*found);
-  prefetch_.erase(found);
-  issue_all(*transfer, pending.pieces);
+  if (std::exchange(transfer->urgency_, Urgency::demand) == Urgency::demand) return;
+  if (transfer->mark_ != 0) return;
+  queue_.follow(*compute_);  // also behind what the patient lane has of it
+  if (stage_) stage_->promote(transfer);
+  for (Pending& pending : prefetch_) {
+    if (pending.transfer == transfer) issue_urgently(pending);
+  }
+  std::erase_if(prefetch_, [&](const auto& each) { return each.transfer == transfer; });
 }
 
 void CopyEngine::cancel(const std::shared_ptr<Transfer>& transfer) {
   transfer->is_cancelled_ = true;
-  std::erase_if(prefetch_, [&](const auto& each) { return each.transfer == transfer; });
+  std::erase_if(prefetch_, [&](const auto& each) {
+    // What the stage keeps for a piece under way must live on.
+    if (each.transfer == transfer && each.staged && !patient_marks_.empty()) {
+      copying_.push_back({patient_marks_.back(), each.staged});
+    }
+    return each.transfer == transfer;
+  });
+  if (stage_) stage_->cancel(transfer);
 }
 
 void CopyEngine::drain(const std::shared_ptr<Transfer>& transfer) {
   cancel(transfer);
-  queue_.synchronize();
+  try {
+    queue_.synchronize();
+  } catch (const DeviceError&) {  // it has said so to a call that can throw, and writes no more
+  }
+}
+
+bool CopyEngine::has_silent_progress() const {
+  return stage_ != nullptr && (!copying_.empty() || !patient_marks_.empty());
 }
 
 TransferStats CopyEngine::stats() const {
   const std::lock_guard lock(stats_mutex_);
   TransferStats stats = stats_;
+  if (stage_) stats.bytes += stage_->stats().bytes;
   if (is_busy_) {
     stats.busy_seconds += std::chrono::duration<double>(Clock::now() - busy_since_).count();
   }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/cpu_features.h"
 #include "base/error.h"
 #include "expert/copy_engine.h"
 #include "expert/reader_engine.h"
@@ -11,12 +12,18 @@
 namespace moerun {
 namespace {
 
+constexpr int kDiskThreads = 2;
+
+// One core copies slower than a link takes it; the others have little else to do.
+int num_copying_threads() { return std::clamp(num_usable_cpus() / 2, kDiskThreads, 8); }
+
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
-                         const ExpertCacheOptions& options, TraceSink* sink, Backend& backend)
+                         const HostMemoryTiers* host, const ExpertCacheOptions& options,
+                         TraceSink* sink, Backend& backend)
     : layout_(std::move(layout)),
       sink_(sink),
       store_(store),
@@ -46,12 +53,21 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
     }
     layers_.push_back(std::move(state));
   }
-  if (store != nullptr) {
-    engine_ = std::make_unique<ReaderEngine>(*store, progress_, options.reader_threads);
-  } else {
-    copies_ = backend.make_copy_queue();
-    engine_ = std::make_unique<CopyEngine>(weights, *copies_);
+  const int threads = options.reader_threads != 0 ? options.reader_threads
+                      : host != nullptr           ? num_copying_threads()
+                                                  : kDiskThreads;
+  if (host == nullptr) {
+    engine_ = std::make_unique<ReaderEngine>(*store, progress_, threads);
+    return;
   }
+  std::unique_ptr<HostStage> stage;
+  if (store != nullptr) {
+    stage =
+        std::make_unique<HostStage>(weights, *store, Bytes{host->ring->data(), host->ring->size()},
+                                    host->plan.ring_block_bytes, progress_, threads);
+  }
+  copies_ = backend.make_copy_queue();
+  engine_ = std::make_unique<CopyEngine>(weights, *host->experts, *copies_, std::move(stage));
 }
 
 void ExpertCache::begin_pass(Stream& compute) {
@@ -299,6 +315,7 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
 
 void ExpertCache::begin_token() {
   const std::lock_guard lock(stats_mutex_);
+  engine_->look();  // or what ended while the last token was sampled would go on being busy
   if (!is_between_tokens_) link_before_ = engine_->stats();
 }
 

@@ -20,6 +20,7 @@
 #include "expert/cache_layout.h"
 #include "expert/cache_stats.h"
 #include "expert/expert_store.h"
+#include "expert/host_memory_tiers.h"
 #include "expert/policy.h"
 #include "expert/progress.h"
 #include "expert/self_defence.h"
@@ -79,10 +80,12 @@ class ExpertLease {
 
 class ExpertCache {
  public:
-  // `store` is the slow tier; null where `weights` holds every expert in page-locked memory, which
-  // is copied to the device. All must outlive the cache; `sink` may be null.
+  // `store` is the slow tier, or with `host` what of it is not page-locked; null where all is.
+  // `host`: null where the device computes in host memory. All must outlive the cache; `sink` may
+  // be null.
   ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
-              const ExpertCacheOptions& options, TraceSink* sink, Backend& backend);
+              const HostMemoryTiers* host, const ExpertCacheOptions& options, TraceSink* sink,
+              Backend& backend);
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 

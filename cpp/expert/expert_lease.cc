@@ -8,6 +8,8 @@ namespace {
 
 // How often a wait looks whether it should end.
 constexpr std::chrono::milliseconds kInterval{100};
+// How often it looks what a device has done, which nobody announces.
+constexpr std::chrono::microseconds kLook{50};
 
 }  // namespace
 
@@ -87,8 +89,10 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
 
     const auto begin = std::chrono::steady_clock::now();
-    while (!cache_.progress_.wait_beyond(seen, kInterval)) {
+    const bool has_to_look = cache_.engine_->has_silent_progress();
+    while (!cache_.progress_.wait_beyond(seen, has_to_look ? kLook : kInterval)) {
       if (while_waiting) while_waiting();
+      if (has_to_look) break;
     }
     const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
     if (mode_ == AccessMode::decode) {

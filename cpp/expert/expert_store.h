@@ -45,6 +45,8 @@ class ExpertStore {
                                    ReadScratch& scratch) const = 0;
   // Whether reads bypass the page cache.
   virtual bool is_direct() const = 0;
+  // Whether segments of this expert cost no more when they are read in parts.
+  virtual bool is_divisible(ExpertId) const { return false; }
 };
 
 // Reads experts from the checkpoint's own safetensors files and packs them into records on arrival.

@@ -66,6 +66,7 @@ class RecordStore : public ExpertStore {
   std::uint64_t read_piece(const SegmentRead& read, std::size_t piece,
                            ReadScratch& scratch) const override;
   bool is_direct() const override { return direct_.is_direct(); }
+  bool is_divisible(ExpertId) const override { return true; }
 
  private:
   const ModelWeights& weights_;

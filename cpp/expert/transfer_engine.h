@@ -24,6 +24,7 @@ class Transfer {
  private:
   friend class ReaderEngine;
   friend class CopyEngine;
+  friend class HostStage;
 
   SegmentRead read_;
   StagingBlocks blocks_;  // given back when the last holder of this transfer lets go
@@ -33,7 +34,7 @@ class Transfer {
   std::size_t num_done_ = 0;
   std::size_t num_in_flight_ = 0;
   std::uint64_t bytes_ = 0;  // that were moved for it
-  std::uint64_t mark_ = 0;   // CopyEngine: when all of it will be there
+  std::uint64_t mark_ = 0;   // CopyEngine: when all of it will be there; 0: not all is issued
   bool is_cancelled_ = false;
   std::exception_ptr failure_;
 };
@@ -68,6 +69,11 @@ class TransferEngine {
   virtual void cancel(const std::shared_ptr<Transfer>& transfer) = 0;
   // Cancels and waits until nothing writes any more.
   virtual void drain(const std::shared_ptr<Transfer>& transfer) = 0;
+
+  // Moves on what can move on by now; the other calls do so, too.
+  virtual void look() {}
+  // Whether transfers may move on without an announcement of Progress: then who waits has to look.
+  virtual bool has_silent_progress() const { return false; }
 
   virtual TransferStats stats() const = 0;
 };

@@ -35,6 +35,17 @@ std::string reason_of(const CacheLayout& layout, const CacheStats& stats) {
 
 }  // namespace
 
+Json host_json(const HostPlan* plan) {
+  if (plan == nullptr) return nullptr;
+  return {{"tier", name_of(plan->tier)},
+          {"pin_limit_bytes", plan->pin_limit_bytes},
+          {"page_locked_bytes", plan->page_locked_bytes},
+          {"pageable_bytes", plan->pageable_bytes},
+          {"disk_bytes", plan->disk_bytes},
+          {"ring_bytes", plan->ring_bytes()},
+          {"notes", plan->notes}};
+}
+
 Json cache_json(const Model& model) {
   const CacheLayout& layout = model.cache_layout();
   const ExpertCache* cache = model.expert_cache();
@@ -54,6 +65,7 @@ Json cache_json(const Model& model) {
   json["arena_bytes"] = layout.is_resident ? model.expert_bytes() : layout.arena_bytes();
   json["slot_bytes"] = layout.slot_bytes();
   json["ring_bytes"] = layout.ring_bytes();
+  json["host"] = host_json(model.host_plan());
   json["direct_io"] = layout.is_resident ? Json(nullptr) : Json(stats.is_direct);
   json["decode_tokens"] = stats.decode_tokens;
   add_counters(json["total"], total);

@@ -12,4 +12,7 @@ namespace moerun {
 // The value of "cache" in a model's statistics.
 nlohmann::ordered_json cache_json(const Model& model);
 
+// Of both, "host": where the host keeps the experts that a device copies; null: no device does.
+nlohmann::ordered_json host_json(const HostPlan* plan);
+
 }  // namespace moerun

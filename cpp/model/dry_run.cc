@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "io/checkpoint.h"
+#include "model/cache_report.h"
 #include "model/kv_cache.h"
 
 namespace moerun {
@@ -34,6 +35,7 @@ std::string dry_run_json(const std::filesystem::path& path, const ModelOptions& 
   json["arena_bytes"] = layout.is_resident ? plan.weights->expert_bytes() : layout.arena_bytes();
   json["slot_bytes"] = layout.slot_bytes();
   json["ring_bytes"] = layout.ring_bytes();
+  json["host"] = host_json(plan.host ? &*plan.host : nullptr);
   json["smallest_budget_bytes"] = layout.smallest_budget_bytes;
   json["kv_cache_bytes_at_full_context"] = KvCache::bytes_for(config, plan.context_length);
   json["activation_bytes"] = memory.needs.activations;

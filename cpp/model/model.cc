@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "device/cpu/kernel_table.h"
 #include "device/cuda_query.h"
+#include "expert/memory_store.h"
 #include "expert/record_file.h"
 #include "io/checkpoint.h"
 
@@ -51,6 +52,22 @@ void open_device(ModelPlan& plan, const ModelOptions& options) {
   plan.backend = make_backend(plan.device, plan.threads, plan.cpu_kernels);
 }
 
+// None where the device computes in host memory, or holds every expert itself.
+std::optional<HostPlan> plan_host(const ModelPlan& plan, const ModelOptions& options) {
+  for (const auto& [name, text] : {std::pair{"pin_limit", options.experts.pin_limit},
+                                   std::pair{"host_tier", options.experts.host_tier}}) {
+    if (!plan.backend->is_host() || text.empty()) continue;
+    throw InvalidArgument(message(name,
+                                  ": it is about memory from which a GPU copies experts, but the "
+                                  "device is the CPU, which computes where they are; leave it out, "
+                                  "or ask for the device cuda"));
+  }
+  if (plan.backend->is_host()) return std::nullopt;
+  check_host_options(*plan.weights, options.experts);
+  if (plan.layout().is_resident) return std::nullopt;
+  return plan_host_memory(*plan.weights, options.experts, available_memory_bytes());
+}
+
 }  // namespace
 
 ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& options) {
@@ -75,6 +92,7 @@ ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& opti
   plan.memory =
       plan_memory(config, *plan.weights, plan.context_length,
                   static_cast<std::size_t>(options.prefill_chunk), options.experts, *plan.backend);
+  plan.host = plan_host(plan, options);
   return plan;
 }
 
@@ -91,26 +109,35 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   const bool copies_experts = !layout.is_resident && !backend.is_host();
   {
     ThreadPool loaders(model->threads());
-    weights.load(loaders, progress, layout.is_resident || copies_experts, layout.arena_bytes(),
-                 copies_experts ? &backend : nullptr);
+    if (copies_experts) {
+      model->host_ = take_host_memory(weights, *model->plan_.host, options.experts, backend);
+      weights.load(loaders, progress, *model->host_->experts);
+    } else {
+      weights.load(loaders, progress, layout.is_resident, layout.arena_bytes());
+    }
   }
   if (!backend.is_host()) weights.move_to(backend, *backend.make_stream());
   if (!layout.is_resident) {
-    if (!copies_experts) {
+    if (!copies_experts || model->host_->plan.disk_bytes != 0) {
       model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
-      if (options.experts.wrap_store) {
-        model->store_ = options.experts.wrap_store(std::move(model->store_));
-      }
+    }
+    if (copies_experts && model->host_->ring) {
+      model->store_ =
+          std::make_unique<MemoryStore>(weights, *model->host_->experts, std::move(model->store_));
+    }
+    if (model->store_ && options.experts.wrap_store) {
+      model->store_ = options.experts.wrap_store(std::move(model->store_));
     }
     model->cache_ = std::make_unique<ExpertCache>(
-        weights, layout, model->store_.get(), options.experts,
-        options.experts.log_events ? &model->events_ : nullptr, backend);
+        weights, layout, model->store_.get(), model->host_ ? &*model->host_ : nullptr,
+        options.experts, options.experts.log_events ? &model->events_ : nullptr, backend);
   }
   model->decoder_ = std::make_unique<Decoder>(model->config(), weights, backend,
                                               model->cache_.get(), options.decoder);
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
-                        model->plan_.weights->bytes_read()};
+                        model->plan_.weights->bytes_read(),
+                        model->host_ ? model->host_->plan.notes : std::vector<std::string>{}};
   return model;
 }
 

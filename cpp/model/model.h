@@ -43,7 +43,8 @@ struct ModelOptions {
 
 struct LoadStats {
   double seconds = 0;
-  std::uint64_t bytes = 0;  // read from files
+  std::uint64_t bytes = 0;         // read from files
+  std::vector<std::string> notes;  // what a user should hear of
 };
 
 // Of one generation, in seconds since it was started.
@@ -78,6 +79,7 @@ struct ModelPlan {
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<ModelWeights> weights;
   MemoryPlan memory;
+  std::optional<HostPlan> host;  // of a device that copies experts from the host
 
   const CacheLayout& layout() const { return memory.layout; }
 };
@@ -111,6 +113,8 @@ class Model {
   }
   const ModelWeights& weights() const { return *plan_.weights; }
   const CacheLayout& cache_layout() const { return plan_.layout(); }
+  // Null where no device copies experts from the host.
+  const HostPlan* host_plan() const { return host_ ? &host_->plan : nullptr; }
   // Null where every expert is resident.
   const ExpertCache* expert_cache() const { return cache_.get(); }
   // What the cache did so far, if that was asked for (ExpertCacheOptions::log_events).
@@ -157,6 +161,7 @@ class Model {
   ModelPlan plan_;
   ModelOptions options_;
   EventLog events_;
+  std::optional<HostMemoryTiers> host_;
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<Decoder> decoder_;

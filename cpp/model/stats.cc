@@ -42,7 +42,8 @@ std::string stats_json(const Model& model) {
   stats["threads"] = model.threads();
   stats["load"] = {{"seconds", load.seconds},
                    {"bytes", load.bytes},
-                   {"gb_per_s", rate(load_bytes / 1e9, load.seconds)}};
+                   {"gb_per_s", rate(load_bytes / 1e9, load.seconds)},
+                   {"notes", load.notes}};
   stats["memory"] = {{"resident_bytes", model.resident_bytes()},
                      {"expert_bytes", model.expert_memory_bytes()},
                      {"kv_cache_bytes", last.kv_cache_bytes},

@@ -52,9 +52,6 @@ void ModelWeights::move_to(Backend& backend, Stream& stream) {
     backend.copy(stream, device_memory_.back()->data(), static_cast<const std::byte*>(from), bytes);
     relocation.add(from, bytes, device_memory_.back()->data());
   };
-  for (const auto& block : pinned_memory_) {
-    relocation.add(block->data(), block->size(), block->data());  // stays
-  }
   for (const HostMemory& block : memory_) copy(block.data(), block.size());
   for (const auto& vector : vectors_) copy(vector.data(), vector.size() * sizeof(float));
   stream.synchronize();

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "weights/host_experts.h"
 #include "weights/tensor_names.h"
 
 namespace moerun {
@@ -282,44 +283,55 @@ std::size_t ModelWeights::moe_index(std::size_t layer) const {
                     [](const auto& each) { return each.experts.num_experts != 0; }));
 }
 
-void ModelWeights::plan_experts(Backend* pinned_by) {
+void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
+                        std::size_t cache_bytes) {
+  check_memory(with_experts ? expert_bytes_ : cache_bytes);
   for (LayerWeights& layer : layers) {
     const ExpertShape& shape = layer.experts;
-    if (shape.num_experts == 0) continue;
+    if (!with_experts || shape.num_experts == 0) continue;
     layer.expert_records =
         record_view(shape.dtype, shape.intermediate_size * shape.num_experts, shape.hidden_size);
-    std::byte* data = nullptr;
-    if (pinned_by != nullptr) {
-      pinned_memory_.push_back(
-          pinned_by->allocate(layer.expert_records.bytes(), "experts", MemoryUse::shared));
-      data = pinned_memory_.back()->data();
-    } else {
-      memory_.emplace_back(layer.expert_records.bytes(), "experts");
-      data = memory_.back().data();
-    }
+    memory_.emplace_back(layer.expert_records.bytes(), "experts");
+    std::byte* data = memory_.back().data();
     layer.expert_records.data = data;
     for (const ExpertFiles& expert : layer.expert_files) {
       add_records(plan_, expert, data, layer.expert_records);
       data += layer.bytes_per_expert();
     }
   }
+  run_plan(pool, progress);
 }
 
-void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
-                        std::size_t cache_bytes, Backend* pinned_by) {
-  const std::size_t needed = resident_bytes_ + (with_experts ? expert_bytes_ : cache_bytes);
-  const std::size_t available = available_memory_bytes();
-  if (needed > available) {
-    constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-    const auto gib = [](std::size_t bytes) {
-      return std::round(static_cast<double>(bytes) / kGiB * 100.0) / 100.0;
-    };
-    throw OutOfMemory(message(checkpoint_.directory().string(), ": the weights need ", gib(needed),
-                              " GiB of memory (experts ", gib(needed - resident_bytes_),
-                              ", the rest ", gib(resident_bytes_), "), but only ", gib(available),
-                              " GiB are free; give a smaller expert budget"));
+void ModelWeights::load(ThreadPool& pool, const LoadProgress& progress,
+                        const HostExperts& experts) {
+  check_memory(experts.pageable_bytes());  // what is page-locked has been taken
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    const ExpertShape& shape = layers[layer].experts;
+    const MatrixView view = record_view(shape.dtype, shape.intermediate_size, shape.hidden_size);
+    for (std::size_t expert = 0; expert < shape.num_experts; ++expert) {
+      if (experts.place_of({layer, expert}) == HostExperts::Place::file) continue;
+      add_records(plan_, layers[layer].expert_files[expert],
+                  experts.records_of({layer, expert}).data(), view);
+    }
   }
-  if (with_experts) plan_experts(pinned_by);
+  run_plan(pool, progress);
+}
+
+void ModelWeights::check_memory(std::size_t expert_bytes) const {
+  const std::size_t needed = resident_bytes_ + expert_bytes;
+  const std::size_t available = available_memory_bytes();
+  if (needed <= available) return;
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  const auto gib = [](std::size_t bytes) {
+    return std::round(static_cast<double>(bytes) / kGiB * 100.0) / 100.0;
+  };
+  throw OutOfMemory(message(checkpoint_.directory().string(), ": the weights need ", gib(needed),
+                            " GiB of memory (experts ", gib(expert_bytes), ", the rest ",
+                            gib(resident_bytes_), "), but only ", gib(available),
+                            " GiB are free; give a smaller expert budget"));
+}
+
+void ModelWeights::run_plan(ThreadPool& pool, const LoadProgress& progress) {
   plan_.run(pool, progress);
   bytes_read_ = plan_.total_bytes();
 }

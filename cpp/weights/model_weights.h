@@ -49,6 +49,8 @@ struct LayerWeights {
   ConstBytes records_of(std::size_t expert) const;
 };
 
+class HostExperts;
+
 // Knows where everything is, loads it and owns it. Views point into memory that lives as long as
 // this object.
 class ModelWeights {
@@ -63,10 +65,10 @@ class ModelWeights {
 
   // Reads the weights, routed experts only `with_experts`. OutOfMemory when they, with the
   // `cache_bytes` that will hold experts otherwise, are larger than the memory that is free.
-  // `pinned_by`: a device that experts will be copied to again and again, so that they lie in
-  // memory that it can read (MemoryUse::shared); null: in plain memory.
   void load(ThreadPool& pool, const LoadProgress& progress, bool with_experts,
-            std::size_t cache_bytes, Backend* pinned_by = nullptr);
+            std::size_t cache_bytes);
+  // The same with the routed experts that the host keeps for a device, into `experts`.
+  void load(ThreadPool& pool, const LoadProgress& progress, const HostExperts& experts);
 
   // Moves what was loaded to plain memory to that of a device. `stream` is waited for.
   void move_to(Backend& backend, Stream& stream);
@@ -86,14 +88,14 @@ class ModelWeights {
  private:
   friend class WeightsBuilder;
 
-  void plan_experts(Backend* pinned_by);
+  void check_memory(std::size_t expert_bytes) const;
+  void run_plan(ThreadPool& pool, const LoadProgress& progress);
 
   const Checkpoint& checkpoint_;
   LoadPlan plan_;
   std::vector<HostMemory> memory_;
   std::vector<std::vector<float>> vectors_;
-  std::vector<std::unique_ptr<DeviceBuffer>> pinned_memory_;  // of experts
-  std::vector<std::unique_ptr<DeviceBuffer>> device_memory_;  // in place of the first two
+  std::vector<std::unique_ptr<DeviceBuffer>> device_memory_;  // in place of these two
   std::size_t resident_bytes_ = 0;
   std::size_t expert_bytes_ = 0;
   std::uint64_t bytes_read_ = 0;

@@ -12,9 +12,11 @@ void CudaCopyQueue::follow(Stream& compute) {
   computed_.record(static_cast<CudaStream&>(compute).handle());
   computed_.make_wait(patient_.handle());
   computed_.make_wait(urgent_.handle());
-  // A patient copy that nobody wants any more may still be writing where an urgent one will.
+  // A copy that nobody wants any more may still be writing where one of the other lane will.
   patient_so_far_.record(patient_.handle());
+  urgent_so_far_.record(urgent_.handle());
   patient_so_far_.make_wait(urgent_.handle());
+  urgent_so_far_.make_wait(patient_.handle());
 }
 
 void CudaCopyQueue::copy(Lane lane, std::byte* destination, const std::byte* source,

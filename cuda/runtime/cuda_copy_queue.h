@@ -34,6 +34,7 @@ class CudaCopyQueue final : public CopyQueue {
   DeviceStream patient_;
   DeviceEvent computed_;  // what follow() saw
   DeviceEvent patient_so_far_;
+  DeviceEvent urgent_so_far_;
   Mark last_mark_ = 0;
   std::deque<Marked> marks_;  // rising; those before the first are done
   std::vector<std::unique_ptr<DeviceEvent>> spare_events_;

@@ -37,6 +37,8 @@ class Model:
         plan: str | None = None,
         pack_folder: str | None = None,
         cache_events: bool = False,
+        pin_limit: str | None = None,
+        host_tier: str | None = None,
     ) -> None: ...
     def forward(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
     def generate(
@@ -115,6 +117,8 @@ def dry_run(
     split: list[float] | None = None,
     prefetch: str | None = None,
     plan: str | None = None,
+    pin_limit: str | None = None,
+    host_tier: str | None = None,
 ) -> dict[str, Any]: ...
 def build_info() -> dict[str, Any]: ...
 def model_config(path: str) -> dict[str, Any]: ...

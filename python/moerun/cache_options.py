@@ -42,7 +42,13 @@ def machine_options(
 
 
 def cache_options(
-    expert_budget: Any, policy: Any, split: Any, prefetch: Any, plan: Any
+    expert_budget: Any,
+    policy: Any,
+    split: Any,
+    prefetch: Any,
+    plan: Any,
+    pin_limit: Any = None,
+    host_tier: Any = None,
 ) -> dict[str, Any]:
     """Return the options of the expert cache that were given; None was not.
 
@@ -50,11 +56,15 @@ def cache_options(
         InvalidArgumentError: an argument has the wrong type or is out of its range.
     """
     options = {
-        "expert_budget": None if expert_budget is None else _budget(expert_budget),
+        "expert_budget": None
+        if expert_budget is None
+        else _size("expert_budget", expert_budget, 1),
         "policy": None if policy is None else _named("policy", policy),
         "split": None if split is None else _splits(split),
         "prefetch": None if prefetch is None else _prefetch(prefetch),
         "plan": None if plan is None else _plan(plan),
+        "pin_limit": None if pin_limit is None else _size("pin_limit", pin_limit, 0),
+        "host_tier": None if host_tier is None else _named("host_tier", host_tier),
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -71,6 +81,8 @@ def dry_run(
     prefetch: Prefetch | None = None,
     plan: str | os.PathLike[str] | None = None,
     pack: bool | str | os.PathLike[str] = False,
+    pin_limit: str | int | None = None,
+    host_tier: str | None = None,
 ) -> dict[str, Any]:
     """Return what each memory tier would hold, in bytes, without loading any weights.
 
@@ -85,7 +97,9 @@ def dry_run(
         `smallest_budget_bytes`, `available_bytes` (free memory of the host); `device_free_bytes`,
         `device_total_bytes`, and of the device `activation_bytes`, `scratch_bytes`,
         `reserve_bytes`, `left_for_experts_bytes`; `num_moe_layers`, `num_experts`, `top_k`,
-        `expert_bytes_each`; and `layers`: `layer`, `slots`, `split`, `slot_bytes` of each layer
+        `expert_bytes_each`; `host`, for a device that copies experts from the host: None, or
+        `tier`, `pin_limit_bytes`, `page_locked_bytes`, `pageable_bytes`, `disk_bytes`,
+        `ring_bytes`, `notes`; and `layers`: `layer`, `slots`, `split`, `slot_bytes` of each layer
         with experts.
 
     Raises:
@@ -94,7 +108,7 @@ def dry_run(
     folder_of(pack)
     options = {
         **machine_options(device, threads, context_length),
-        **cache_options(expert_budget, policy, split, prefetch, plan),
+        **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),
     }
     return _moerun.dry_run(str(resolve_model(path)), **options)
 
@@ -106,15 +120,14 @@ def _named(name: str, value: Any) -> str:
     return str(value)
 
 
-def _budget(value: Any) -> str:
+def _size(name: str, value: Any, least: int) -> str:
     if isinstance(value, str):
-        return _named("expert_budget", value)
+        return _named(name, value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidArgumentError(
-            'expert_budget must be a str such as "25%" or "6GiB", or an int of bytes, not '
-            f"{shown(value)}"
+            f'{name} must be a str such as "25%" or "6GiB", or an int of bytes, not {shown(value)}'
         )
-    return str(check_int("expert_budget", value, 1))
+    return str(check_int(name, value, least))
 
 
 def _splits(value: Any) -> list[float]:

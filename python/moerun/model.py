@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from moerun import _moerun
 from moerun.arguments import check_int, check_number, check_str, check_token_ids
 from moerun.cache_options import Prefetch, Split, cache_options, machine_options
-from moerun.errors import InvalidArgumentError, MoerunError
+from moerun.errors import InvalidArgumentError, MoerunError, MoerunWarning
 from moerun.generation import Generation, StopStrings
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
@@ -69,6 +70,8 @@ class Model:
         plan: str | os.PathLike[str] | None = None,
         pack: bool | str | os.PathLike[str] = False,
         cache_events: bool = False,
+        pin_limit: str | int | None = None,
+        host_tier: str | None = None,
     ) -> Model:
         """Load a model.
 
@@ -102,6 +105,14 @@ class Model:
                 Without one, any part of an expert costs all of its down_proj. Used only when not
                 every expert fits.
             cache_events: keep what happens in the cache for `cache_events()`.
+            pin_limit: with device "cuda", most memory of the host that is page-locked for experts
+                which the device copies: bytes, or a text as for `expert_budget`; 0 for none. What
+                is beyond it is slower to copy. None for all that fits in free memory.
+            host_tier: with device "cuda", where the other experts are: "memory", "disk" (memory
+                stays free), or "auto" for memory as far as it goes. None for "auto".
+
+        Warns:
+            MoerunWarning: less memory than was asked for could be page-locked.
 
         Raises:
             MissingFileError: there is no such model, or a file of it is missing.
@@ -118,14 +129,17 @@ class Model:
             "prefill_chunk": check_int("prefill_chunk", prefill_chunk, 1),
             "cpu_kernels": check_str("cpu_kernels", cpu_kernels),
             "progress": progress,
-            **cache_options(expert_budget, policy, split, prefetch, plan),
+            **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),
         }
         if (folder := folder_of(pack)) is not None:
             options["pack_folder"] = folder
         if cache_events:
             options["cache_events"] = True
         directory = resolve_model(path)
-        return cls(_moerun.Model(str(directory), **options), directory, bool(cache_events))
+        native = _moerun.Model(str(directory), **options)
+        for note in native.stats()["load"]["notes"]:
+            warnings.warn(note, MoerunWarning, stacklevel=2)
+        return cls(native, directory, bool(cache_events))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -311,7 +325,9 @@ class Model:
         `cache` is about the experts. `state` is "resident" while every expert is in memory, else
         "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active` and `reason` say what is
         at work and why; `budget_bytes`, `total_expert_bytes`, `arena_bytes` = `slot_bytes` +
-        `ring_bytes` how much is held; `direct_io` whether reads bypass the page cache. Over the
+        `ring_bytes` how much is held; `host`, where a device copies experts from the host, how many
+        bytes are page-locked, pageable and on disk; `direct_io` whether reads bypass the page
+        cache. Over the
         `decode_tokens` tokens since loading, `total` and each of `layers` count `lookups` = `hits`
         (the whole expert was in its slot) + `top_hits` (its top segment was) + `misses`,
         `hit_rate` = `hits` / `lookups`; `prefetch_issued`, `prefetch_useful`, `prefetch_late`,

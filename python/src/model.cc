@@ -66,6 +66,10 @@ ModelOptions options_from(const py::kwargs& kwargs) {
       options.experts.plan = value.cast<std::string>();
     } else if (name == "pack_folder") {
       options.experts.pack_folder = value.cast<std::string>();
+    } else if (name == "pin_limit") {
+      options.experts.pin_limit = value.cast<std::string>();
+    } else if (name == "host_tier") {
+      options.experts.host_tier = value.cast<std::string>();
     } else if (name == "cache_events") {
       options.experts.log_events = value.cast<bool>();
     } else if (name == "routing_replay") {

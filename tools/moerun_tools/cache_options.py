@@ -70,6 +70,22 @@ _OPTIONS = (
         help="Read experts from a record file in the user's cache folder, written first if need "
         "be: as large as all experts, and every segment is one read.",
     ),
+    click.option(
+        "--pin-limit",
+        cls=GroupedOption,
+        group=_GROUP,
+        metavar="SIZE",
+        help="With --device cuda, most memory of the host that is page-locked for experts: 40% of "
+        "them, 8GiB, bytes or 0.  [default: all that fits in free memory]",
+    ),
+    click.option(
+        "--host-tier",
+        cls=GroupedOption,
+        group=_GROUP,
+        type=click.Choice(["auto", "memory", "disk"]),
+        help="With --device cuda, where experts are that are not page-locked; auto is memory as "
+        "far as it goes.  [default: auto]",
+    ),
 )
 
 
@@ -87,6 +103,8 @@ def cache_arguments(
     prefetch: str | None,
     plan: str | None,
     pack: bool,
+    pin_limit: str | None,
+    host_tier: str | None,
 ) -> dict[str, Any]:
     """Return the options as arguments of `Model.load` and `moerun.dry_run`.
 
@@ -105,4 +123,6 @@ def cache_arguments(
         "prefetch": None if prefetch is None else _PREFETCH[prefetch],
         "plan": plan,
         "pack": pack,
+        "pin_limit": pin_limit,
+        "host_tier": host_tier,
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from moerun_tools.report import host_text
 from moerun_tools.units import as_bytes, as_percent, as_rate, as_seconds
 
 _HEADER = (
@@ -41,6 +42,7 @@ def dry_run_table(plan: dict[str, Any]) -> str:
         ("smallest budget", plan["smallest_budget_bytes"], ""),
         ("free memory", plan["available_bytes"], ""),
         *([] if plan["device"] == "cpu" else _device_sizes(plan)),
+        *_host_rows(plan["host"], total),
     ]
     lines = [
         f"{plan['model']}: {plan['num_moe_layers']} layers of {plan['num_experts']} experts of "
@@ -53,6 +55,7 @@ def dry_run_table(plan: dict[str, Any]) -> str:
     if is_resident:
         lines.append("every expert fits in the budget: nothing is read after loading")
     else:
+        lines += [f"note: {note}" for note in (plan["host"] or {"notes": []})["notes"]]
         lines.append(f"policy {plan['policy']}, prefetch {plan['prefetch']}")
         if plan["layers"]:
             lines += ["", _aligned(_layer_ranges(plan["layers"]))]
@@ -88,6 +91,18 @@ def cache_table(cache: dict[str, Any]) -> str:
     return "\n".join([_state_line(cache), _aligned(rows), _time_line(cache), reason]).rstrip("\n")
 
 
+def _host_rows(host: dict[str, Any] | None, total: int) -> list[tuple[str, int, str]]:
+    """Return the rows of a dry run about experts that the host keeps for a device."""
+    if host is None:
+        return []
+    tiers = (("page-locked", "page_locked"), ("pageable", "pageable"), ("on disk", "disk"))
+    rows = [
+        (f"host: {label}", host[f"{name}_bytes"], _share(host[f"{name}_bytes"], total))
+        for label, name in tiers
+    ]
+    return [*rows, ("host: ring", host["ring_bytes"], "")]
+
+
 def _state_line(cache: dict[str, Any]) -> str:
     prefetch = "" if cache["prefetch"] == "off" else f" ({_at_work(cache['prefetch_active'])})"
     parts = [
@@ -98,6 +113,8 @@ def _state_line(cache: dict[str, Any]) -> str:
     ]
     if cache["direct_io"] is not None:
         parts.append(f"reads {'bypass' if cache['direct_io'] else 'go through'} the page cache")
+    if cache["host"] is not None:
+        parts.append(f"host: {host_text(cache['host'])}")
     return ", ".join(parts)
 
 

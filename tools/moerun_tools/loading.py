@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import click
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from moerun import Model
+from moerun.errors import MoerunWarning
 
 
 def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
@@ -35,4 +38,12 @@ def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
             bar.total = bytes_total
             bar.update(bytes_done - bar.n)
 
-        return Model.load(directory, progress=show, **options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MoerunWarning)
+            model = Model.load(directory, progress=show, **options)
+    for each in caught:
+        if issubclass(each.category, MoerunWarning):
+            click.echo(f"warning: {each.message}", err=True)
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return model

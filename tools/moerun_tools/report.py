@@ -29,6 +29,8 @@ def memory_line(stats: dict[str, Any]) -> str:
     experts = as_bytes(memory["expert_bytes"])
     if stats["cache"]["state"] == "cached":
         experts += f" of {as_bytes(stats['cache']['total_expert_bytes'])}"
+    if (host := stats["cache"]["host"]) is not None:
+        experts += f" (host: {host_text(host)})"
     parts = [
         f"{stats['device']} memory: experts {experts}",
         f"resident {as_bytes(memory['resident_bytes'])}",
@@ -38,6 +40,22 @@ def memory_line(stats: dict[str, Any]) -> str:
         f"seed {stats['seed']}",
         f"logits {stats['logits_hash']}",
     ]
+    return ", ".join(parts)
+
+
+def host_text(host: dict[str, Any]) -> str:
+    """Return where the host keeps experts for a device, from `stats()["cache"]["host"]`."""
+    parts = [
+        f"{as_bytes(host[name])} {label}"
+        for name, label in (
+            ("page_locked_bytes", "page-locked"),
+            ("pageable_bytes", "pageable"),
+            ("disk_bytes", "on disk"),
+        )
+        if host[name] or name == "page_locked_bytes"
+    ]
+    if host["ring_bytes"]:
+        parts.append(f"ring {as_bytes(host['ring_bytes'])}")
     return ", ".join(parts)
 
 

@@ -227,6 +227,8 @@ def main(
     prefetch: str | None,
     plan: str | None,
     pack: bool,
+    pin_limit: str | None,
+    host_tier: str | None,
     remove_pack: bool,
     dry_run: bool,
     as_json: bool,
@@ -251,7 +253,9 @@ def main(
         raise click.UsageError("--stop needs a text that is not empty.")
 
     machine = {"device": device, "threads": threads, "context_length": context_length}
-    cache = cache_arguments(expert_budget, policy, split, prefetch, plan, pack)
+    cache = cache_arguments(
+        expert_budget, policy, split, prefetch, plan, pack, pin_limit, host_tier
+    )
     _check_cpu_kernels(cpu_kernels)
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download

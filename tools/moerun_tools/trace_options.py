@@ -17,7 +17,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 CONTEXT_SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 
 # Arguments of `cache_arguments`, in its order.
-CACHE_OPTIONS = ("expert_budget", "policy", "split", "prefetch", "plan", "pack")
+CACHE_OPTIONS = (
+    "expert_budget",
+    "policy",
+    "split",
+    "prefetch",
+    "plan",
+    "pack",
+    "pin_limit",
+    "host_tier",
+)
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]i?)?B?", re.ASCII)
 
