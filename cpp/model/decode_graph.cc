@@ -7,7 +7,7 @@ namespace moerun {
 namespace {
 
 // Recordings are made for positions up to a power of two, no less than this.
-constexpr std::size_t kFewestPositions = 256;
+constexpr std::size_t kFewestPositions = 64;
 
 }  // namespace
 

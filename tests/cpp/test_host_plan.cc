@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "device/cuda_query.h"
 #include "expert/budget_text.h"
 #include "expert/host_plan.h"
 #include "model/device_choice.h"
@@ -117,7 +118,7 @@ TEST("the ring holds whole experts for a checkpoint, and two blocks at least") {
 
 TEST("the CPU, which computes where experts are, has no use for a pin limit") {
   for (const char* device : {"cpu", "auto"}) {
-    if (choose_device(device).device != "cpu") continue;
+    if (choose_device(device, query_cuda()).device != "cpu") continue;
     ModelOptions options;
     options.device = device;
     options.experts.pin_limit = "0";

@@ -138,7 +138,7 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
   std::mt19937_64 random(1);
   const std::vector<std::string> budgets = {"8%", "25%", "60%"};
   const std::vector<std::string> policies = {"lru", "lfu", "lcp", "off"};
-  for (int round = 0; round < 6; ++round) {
+  for (int round = 0; round < 4; ++round) {
     set_order(round % 2 == 0 ? Order::late_copies : Order::random, random());
     ModelOptions options = on_device(budgets[random() % budgets.size()]);
     options.experts.policy = policies[random() % policies.size()];
