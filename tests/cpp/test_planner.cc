@@ -122,6 +122,9 @@ TEST("estimate_layer: worked by hand") {
   const TransferCost slow{0, 640};
   // 10 s for it, then a second of computing, of which 2 s are no waiting.
   CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).exposed_s, 10 + 1 - 2, 1e-12);
+  // The second of two is computed last; over a fast link only the first is waited for.
+  CHECK_NEAR(estimate_layer(layer, slow, {0, 0}).exposed_s, 20 + 1 - 2, 1e-12);
+  CHECK_NEAR(estimate_layer(layer, {0, 64000}, {0, 0}).exposed_s, 0.1, 1e-12);
   // All tops, half an expert each: two halves to come.
   const auto tops = estimate_layer(layer, slow, {4, 32});
   CHECK_NEAR(tops.demand_bytes, 6400, 1e-9);
@@ -270,6 +273,34 @@ TEST("Planner: within 1 % of the best of all plans, and never slower than a unif
   for (int round = 0; round < 4; ++round) {
     const Planner planner(random_problem(random, 64, 64, 8));
     check_plan(planner, random_bytes(random, planner), INFINITY);
+  }
+}
+
+TEST("Planner: what the units of the division leave over is spent") {
+  // More quanta than units, and every record more in memory is worth something.
+  PlanProblem problem;
+  for (std::size_t l = 0; l < 64; ++l) {
+    LayerModel layer = simple_layer();
+    layer.num_experts = 64;
+    layer.records = 256;
+    layer.hit_rate.clear();
+    for (int n = 0; n <= 64; ++n) layer.hit_rate.push_back(n / 64.0 * (l % 2 == 0 ? 1 : 0.5));
+    problem.layers.push_back(layer);
+  }
+  problem.link = {0, 100};
+  set_windows(problem.layers, 0);
+  const Planner planner(problem);
+  for (const std::size_t share : {3, 7, 11}) {
+    const std::size_t bytes = planner.total_bytes() / share + 12345;
+    auto plan = planner.divide(bytes);
+    const double seconds = planner.estimate(plan).seconds;
+    const std::size_t left = bytes - planner.bytes_of(plan);
+    for (std::size_t l = 0; l < plan.size(); ++l) {
+      auto other = plan;
+      const std::size_t own = plan[l].num_slots * plan[l].top_records * 100;
+      other[l] = planner.best_of_layer(l, own + left);
+      CHECK(planner.estimate(other).seconds >= seconds * (1 - 1e-9));
+    }
   }
 }
 
