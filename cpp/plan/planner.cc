@@ -246,6 +246,9 @@ std::vector<CacheSetting> Planner::divide(std::size_t bytes) const {
 }
 
 std::vector<CacheSetting> Planner::uniform(std::size_t bytes, double split) const {
+  if (!(split >= 0 && split <= 1)) {
+    throw InvalidArgument(message("split: expected 0 to 1, found ", split));
+  }
   const std::size_t share = bytes / problem_.layers.size();
   std::vector<CacheSetting> settings;
   for (const LayerModel& layer : problem_.layers) {

@@ -132,11 +132,6 @@ py::dict estimate(const Planner& planner, const Settings& settings) {
   for (const LayerEstimate& layer : found.layers) {
     py::dict entry;
     entry["hit_rate"] = layer.hit_rate;
-    entry["num_ready"] = layer.num_ready;
-    entry["num_useful"] = layer.num_useful;
-    entry["missing"] = layer.missing;
-    entry["demand_bytes"] = layer.demand_bytes;
-    entry["prefetch_bytes"] = layer.prefetch_bytes;
     entry["exposed_s"] = layer.exposed_s;
     layers.append(entry);
   }
@@ -172,13 +167,6 @@ void register_planning(py::module_& module) {
            })
       .def("uniform", [](const Planner& self, std::size_t bytes,
                          double split) { return to_python(self.uniform(bytes, split)); })
-      .def("best_of_layer",
-           [](const Planner& self, std::size_t layer, std::size_t bytes) {
-             if (layer >= self.problem().layers.size()) {
-               throw InvalidArgument("layer: there is none such");
-             }
-             return to_python({self.best_of_layer(layer, bytes)}).front();
-           })
       .def("estimate", &estimate)
       .def(
           "prompt_seconds",

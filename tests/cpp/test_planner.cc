@@ -364,6 +364,7 @@ TEST("Planner: problems that contradict themselves are refused") {
   refused([](auto& p) { p.link.bytes_per_s = 0; }, "rate");
   refused([](auto& p) { p.head_s = std::nan(""); }, "head");
   CHECK_THROWS(InvalidArgument, Planner(good, 1.5), "split");
+  CHECK_THROWS(InvalidArgument, Planner(good).uniform(1000, std::nan("")), "split");
   CHECK_THROWS(InvalidArgument, Planner(good).estimate({}), "settings");
   CHECK_THROWS(InvalidArgument, Planner(good).estimate({{9, 32}, {0, 0}}), "settings[0]");
 }

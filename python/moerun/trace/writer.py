@@ -340,16 +340,7 @@ def _plain_mode(folder: Path) -> int:
 
 
 def _bytes_of(routing: SequenceRouting) -> int:
-    arrays = (
-        routing.expert_ids,
-        routing.token_ids,
-        routing.expert_weights,
-        routing.router_logits,
-        routing.predicted_ids,
-        routing.prefetch_ids,
-        routing.cache_events,
-    )
-    return sum(array.nbytes for array in arrays if array is not None)
+    return sum(array.nbytes for array in vars(routing).values() if array is not None)
 
 
 def _stacked(sequences: list[SequenceRouting], num_experts: int) -> dict[str, NDArray[Any]]:
