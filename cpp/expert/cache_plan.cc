@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint64_t kMaxPlanBytes = 16 << 20;
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 50;
+constexpr double kMaxPredicted = 1e18;
 
 template <std::size_t n>
 void refuse_unknown(const nlohmann::json& object, const ConfigReader& reader,
@@ -26,17 +27,32 @@ void refuse_unknown(const nlohmann::json& object, const ConfigReader& reader,
   }
 }
 
+// What a planner expected of its plan: for people and tools, the cache does not read it.
+void check_predicted(const nlohmann::json& predicted, const ConfigReader& reader,
+                     const std::string& path) {
+  constexpr std::array<std::string_view, 6> kFields = {
+      "hit_rate", "tpot_ms", "ttft_ms", "stalled_ms", "bytes_per_token", "prompt_tokens"};
+  if (!predicted.is_object()) reader.fail("predicted", "an object");
+  const ConfigReader fields(predicted, path, "predicted.");
+  refuse_unknown(predicted, fields, kFields);
+  for (const auto& [key, value] : predicted.items()) {
+    fields.real(key, 0, 0, key == "hit_rate" ? 1 : kMaxPredicted);
+  }
+}
+
 }  // namespace
 
 CachePlan read_cache_plan(const std::string& path) {
-  constexpr std::array<std::string_view, 6> kFields = {"version",  "model",        "policy",
-                                                       "prefetch", "budget_bytes", "layers"};
+  constexpr std::array<std::string_view, 7> kFields = {
+      "version", "model", "policy", "prefetch", "budget_bytes", "layers", "predicted"};
   constexpr std::array<std::string_view, 4> kLayerFields = {"layer", "slots", "split", "experts"};
   const nlohmann::json json = parse_json_object(read_text_file(path, kMaxPlanBytes), path);
   const ConfigReader reader(json, path);
   refuse_unknown(json, reader, kFields);
   if (!reader.has("version")) reader.fail("version", "expected 1, found none");
   reader.integer("version", 0, 1, 1);
+  reader.text("model", "");
+  if (reader.has("predicted")) check_predicted(reader.at("predicted"), reader, path);
   CachePlan plan;
   plan.policy = reader.text("policy", "lcp");
   plan.prefetch = reader.text("prefetch", "");

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # Imported when first asked for: polars and what it needs take longer than all of the above.
-_LAZY_MODULES = ("metrics", "recording")
+_LAZY_MODULES = ("metrics", "planning", "recording")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,6 +1,6 @@
 """Types of the native module; `moerun.Model` is the documented face of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,45 @@ def srp(
 def replay_hits(
     trace: TraceArrays, policy: str, segment_length: int, one_pool: bool, threads: int, /
 ) -> NDArray[np.uint64]: ...
+def slot_hits(
+    trace: TraceArrays, policy: str, restart: bool, threads: int, /
+) -> NDArray[np.uint64]: ...
+def policy_hits(
+    policy: str,
+    num_experts: int,
+    start: NDArray[np.uint16],
+    tokens: NDArray[np.uint16],
+    static_experts: list[int],
+    /,
+) -> NDArray[np.uint64]: ...
+def fit_transfer(samples: list[tuple[float, float]], /) -> tuple[float, float]: ...
+
+class Planner:
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        top_k: int,
+        records: int,
+        record_bytes: int,
+        attention_s: Sequence[float],
+        moe_s: Sequence[float],
+        prompt_s: Sequence[float],
+        head_s: float,
+        link_fixed_s: float,
+        link_bytes_per_s: float,
+        hit_rate: NDArray[np.float64],
+        correctness: NDArray[np.float64],
+        split: float,
+    ) -> None: ...
+    def divide(self, bytes: int, /) -> list[tuple[int, int]]: ...
+    def uniform(self, bytes: int, split: float, /) -> list[tuple[int, int]]: ...
+    def estimate(self, settings: list[tuple[int, int]], /) -> dict[str, Any]: ...
+    def prompt_seconds(
+        self, settings: list[tuple[int, int]], tokens: int, chunk: int, /
+    ) -> float: ...
+    def bytes_of(self, settings: list[tuple[int, int]], /) -> int: ...
+
 def num_activations(trace: TraceArrays, threads: int, /) -> NDArray[np.uint64]: ...
 def window_deviations(
     trace: TraceArrays, segment_length: int, threads: int, /

@@ -19,6 +19,7 @@ void register_tracing(py::module_& module);
 void register_generation(py::module_& module);
 void register_info(py::module_& module);
 void register_metrics(py::module_& module);
+void register_planning(py::module_& module);
 
 // JSON text as Python objects.
 py::object from_json(const std::string& text);

@@ -4,74 +4,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <string>
 
 #include "base/error.h"
 #include "bindings.h"
+#include "trace_arrays.h"
 
 namespace moerun::python {
 namespace {
-
-using Lengths = py::array_t<std::int32_t, py::array::c_style>;
-
-// The arrays of a trace, and what C++ sees of them.
-class TraceArrays {
- public:
-  TraceArrays(const py::array& expert_ids, Lengths lengths, std::size_t num_experts)
-      : ids_(expert_ids), lengths_(std::move(lengths)) {
-    if (ids_.ndim() != 4 || (ids_.flags() & py::array::c_style) == 0 || ids_.size() == 0) {
-      throw InvalidArgument(
-          "expert_ids: expected a contiguous array of shape (sequences, layers, tokens, top_k) "
-          "that is not empty");
-    }
-    const auto size = static_cast<std::size_t>(ids_.size());
-    if (py::isinstance<py::array_t<std::uint8_t>>(ids_)) {
-      view_.expert_ids = std::span(static_cast<const std::uint8_t*>(ids_.data()), size);
-    } else if (py::isinstance<py::array_t<std::uint16_t>>(ids_)) {
-      view_.expert_ids = std::span(static_cast<const std::uint16_t*>(ids_.data()), size);
-    } else {
-      throw InvalidArgument("expert_ids: expected uint8 or uint16");
-    }
-    view_.lengths = {lengths_.data(), static_cast<std::size_t>(lengths_.size())};
-    view_.num_layers = static_cast<std::size_t>(ids_.shape(1));
-    view_.num_tokens = static_cast<std::size_t>(ids_.shape(2));
-    view_.slots = static_cast<std::size_t>(ids_.shape(3));
-    view_.num_experts = num_experts;
-    check_trace(view_);
-  }
-
-  const TraceView& view() const { return view_; }
-
- private:
-  py::array ids_;
-  Lengths lengths_;
-  TraceView view_;
-};
-
-int checked_threads(int threads) {
-  if (threads >= 1) return threads;
-  throw InvalidArgument(message("threads: expected at least 1, found ", threads));
-}
-
-// Runs compute(view, pool) without the GIL and gives its numbers the shape that it should have.
-template <typename Shape, typename Compute>
-auto computed(const TraceArrays& arrays, int threads, const Shape& shape, const Compute& compute) {
-  std::invoke_result_t<Compute, const TraceView&, ThreadPool&> numbers;
-  {
-    const py::gil_scoped_release release;
-    ThreadPool pool(checked_threads(threads));
-    numbers = compute(arrays.view(), pool);
-  }
-  using Number = typename decltype(numbers)::value_type;
-  std::vector<py::ssize_t> axes;
-  for (const std::size_t size : shape) axes.push_back(static_cast<py::ssize_t>(size));
-  py::array_t<Number> result(axes);
-  std::copy(numbers.begin(), numbers.end(), result.mutable_data());
-  return result;
-}
-
-using Shape = std::vector<std::size_t>;
 
 void register_srp(py::module_& module) {
   module.def("layer_histograms", [](const TraceArrays& trace, std::size_t m, int threads) {

@@ -49,6 +49,12 @@ LAYER = {"layer": 3, "slots": 4, "split": 0.5}
         ({"policy": "mru"}, "mru"),
         ({"policy": "off"}, "off"),  # has no slots
         ({"prefetch": "maybe"}, "maybe"),
+        ({"model": 7}, "model"),
+        ({"predicted": 7}, "predicted"),
+        ({"predicted": {"hit_rate": 1.5}}, r"predicted\.hit_rate"),
+        ({"predicted": {"tpot_ms": "soon"}}, r"predicted\.tpot_ms"),
+        ({"predicted": {"tpot_ms": -1}}, r"predicted\.tpot_ms"),
+        ({"predicted": {"luck": 1}}, r"predicted\.luck"),
     ],
     ids=str,
 )

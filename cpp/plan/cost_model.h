@@ -1,0 +1,82 @@
+// How long a token takes with a given cache: arithmetic on measured times. docs/planning.md derives
+// the formulas and says what they leave out.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace moerun {
+
+// The link from the slow tier: moving b > 0 bytes takes fixed_s + b / bytes_per_s.
+struct TransferCost {
+  double fixed_s = 0;
+  double bytes_per_s = 1;
+
+  double seconds(double bytes) const { return bytes > 0 ? fixed_s + bytes / bytes_per_s : 0; }
+};
+
+struct TransferSample {
+  double bytes = 0;
+  double seconds = 0;
+};
+
+// The line through measured transfers with the least sum of squared relative errors, fixed_s not
+// below 0. InvalidArgument unless there are two different sizes, all numbers are positive, and more
+// bytes take longer.
+TransferCost fit_transfer(std::span<const TransferSample> samples);
+
+// A layer with experts: its sizes, its times, and what a trace says about it.
+struct LayerModel {
+  std::size_t num_experts = 0;
+  std::size_t top_k = 0;
+  std::size_t records = 0;  // of an expert
+  std::size_t record_bytes = 0;
+  std::size_t quantum_records = 1;
+  double attention_s = 0;  // a token, from the end of the last expert block to this one's router
+  double moe_s = 0;        // a token's experts, all resident
+  double prompt_s = 0;     // attention and experts, for each token of a prompt
+  // Of a token, by number of slots, 0 ... num_experts; from 0 to 1, never falling.
+  std::vector<double> hit_rate;
+  // Probability that the r-th expert named in advance is used; empty: no prefetch.
+  std::vector<double> correctness;
+  // Computing from the prediction to the router, in which the link has nothing else to do.
+  double window_s = 0;
+
+  double expert_bytes() const {
+    return static_cast<double>(records) * static_cast<double>(record_bytes);
+  }
+};
+
+// Slots of a layer and how much of an expert is in one.
+struct CacheSetting {
+  std::size_t num_slots = 0;
+  std::size_t top_records = 0;
+
+  bool operator==(const CacheSetting&) const = default;
+};
+
+// Sets window_s of all layers: the experts of the layer before and the attention of this one;
+// before the first one comes the last one, of the token before, and the head.
+void set_windows(std::span<LayerModel> layers, double head_s);
+
+// One token in one layer, on average.
+struct LayerEstimate {
+  double hit_rate = 0;      // top segments that are there
+  double num_ready = 0;     // experts fetched in advance and in time, right or wrong
+  double num_useful = 0;    // of these, right ones
+  double missing = 0;       // what has to come on demand, in whole experts
+  double demand_bytes = 0;  // of it
+  double prefetch_bytes = 0;
+  double exposed_s = 0;  // waiting that no computing hides
+};
+
+LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
+                             const CacheSetting& setting);
+
+// A prompt in one layer: in each chunk of at most `chunk` tokens what is not resident of the
+// experts it can use moves once, beside the computing.
+double prompt_seconds(const LayerModel& layer, const TransferCost& link,
+                      const CacheSetting& setting, std::size_t num_tokens, std::size_t chunk);
+
+}  // namespace moerun

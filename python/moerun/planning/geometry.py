@@ -1,0 +1,94 @@
+"""Sizes of a model's experts, and of what must be in memory beside the slots."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from moerun import _moerun
+from moerun.arguments import check_int, check_str
+from moerun.cache_options import dry_run
+from moerun.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a plan has to fit.
+
+    Attributes:
+        model: name of the model, for people.
+        moe_layers: numbers of the L layers with experts, rising.
+        num_experts: routed experts of a layer, E.
+        top_k: experts that a token uses in a layer, k.
+        records: rows of an expert's intermediate size; a slot holds the first so many.
+        record_bytes: of one, its three rows with their padding.
+        ring_bytes: of the staging ring, which every budget has to hold beside the slots; the
+            smallest budget that works.
+
+    Raises:
+        InvalidArgumentError: a number is out of its range.
+    """
+
+    model: str
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    records: int
+    record_bytes: int
+    ring_bytes: int
+
+    def __post_init__(self) -> None:
+        check_str("model", self.model)
+        layers = tuple(check_int("a number in moe_layers", n, 0, 2**20) for n in self.moe_layers)
+        if not layers or any(a >= b for a, b in itertools.pairwise(layers)):
+            raise InvalidArgumentError(
+                f"moe_layers: expected rising layer numbers, found {self.moe_layers}"
+            )
+        object.__setattr__(self, "moe_layers", layers)
+        check_int("num_experts", self.num_experts, 1, 2**16)
+        check_int("top_k", self.top_k, 1, self.num_experts)
+        check_int("records", self.records, 1, 2**24)
+        check_int("record_bytes", self.record_bytes, 1, 2**30)
+        check_int("ring_bytes", self.ring_bytes, 0, self.total_bytes - 1)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert."""
+        return self.records * self.record_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all experts."""
+        return len(self.moe_layers) * self.num_experts * self.expert_bytes
+
+    @classmethod
+    def of_model(cls, path: str | os.PathLike[str] | None = None, device: str = "auto") -> Geometry:
+        """Return the sizes of a model, read from its config and headers.
+
+        Args:
+            path: as for `moerun.Model.load`.
+            device: where it would run.
+
+        Raises:
+            InvalidArgumentError: the model has no experts that a cache could leave out.
+            As `moerun.dry_run`, besides.
+        """
+        smallest = dry_run(path, device)["smallest_budget_bytes"]
+        sizes = dry_run(path, device, expert_budget=smallest) if smallest else None
+        if sizes is None or sizes["state"] == "resident":
+            raise InvalidArgumentError(
+                f"{path}: no part of this model's experts can be left out of memory, so there is "
+                "nothing to plan"
+            )
+        records = _moerun.model_config(sizes["model"])["moe_intermediate_size"]
+        return cls(
+            model=Path(sizes["model"]).name,
+            moe_layers=tuple(layer["layer"] for layer in sizes["layers"]),
+            num_experts=sizes["num_experts"],
+            top_k=sizes["top_k"],
+            records=records,
+            record_bytes=sizes["expert_bytes_each"] // records,
+            ring_bytes=sizes["ring_bytes"],
+        )
