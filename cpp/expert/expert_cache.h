@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/expert_id.h"
 #include "device/copy_queue.h"
 #include "device/op_params.h"
@@ -80,7 +81,8 @@ class ExpertLease {
 class ExpertCache {
  public:
   // `store` is the slow tier; null where `weights` holds every expert in page-locked memory, which
-  // is copied to the device. All must outlive the cache; `sink` may be null.
+  // is copied to the device, or where options.stand_ins has an engine. All must outlive the cache;
+  // `sink` may be null.
   ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
               const ExpertCacheOptions& options, TraceSink* sink, Backend& backend);
   ExpertCache(const ExpertCache&) = delete;
@@ -159,6 +161,8 @@ class ExpertCache {
   TraceSink* sink_;
   const ExpertStore* store_;
   Backend& backend_;
+  SteadyClock steady_clock_;
+  const Clock& clock_;
   Stream* compute_ = nullptr;
   Progress progress_;
   std::unique_ptr<DeviceBuffer> arena_;

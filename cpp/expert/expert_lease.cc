@@ -83,14 +83,13 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     // The ring is full of guesses about later layers: they make way.
     if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
 
-    const auto begin = std::chrono::steady_clock::now();
-    while (!cache_.progress_.wait_beyond(seen, kInterval)) {
+    const double begin = cache_.clock_.now();
+    while (!cache_.engine_->wait(cache_.progress_, seen, kInterval)) {
       if (while_waiting) while_waiting();
     }
-    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
     if (mode_ == AccessMode::decode) {
       const std::lock_guard lock(cache_.stats_mutex_);
-      layer.counters.stalled_seconds += waited.count();
+      layer.counters.stalled_seconds += cache_.clock_.now() - begin;
     }
   }
 }

@@ -27,7 +27,7 @@ class Progress {
     changed_.wait(lock, [&] { return count_ != seen; });
   }
   // The same for at most so long; false: nothing has changed.
-  bool wait_beyond(std::uint64_t seen, std::chrono::milliseconds most) {
+  bool wait_beyond(std::uint64_t seen, std::chrono::microseconds most) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, most, [&] { return count_ != seen; });
   }

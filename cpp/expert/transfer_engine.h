@@ -1,6 +1,7 @@
 // Moves segments from the slow tier to the fast one, in the background, the urgent ones first.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -8,6 +9,7 @@
 
 #include "device/backend.h"
 #include "expert/expert_store.h"
+#include "expert/progress.h"
 #include "expert/staging_ring.h"
 
 namespace moerun {
@@ -24,6 +26,7 @@ class Transfer {
  private:
   friend class ReaderEngine;
   friend class CopyEngine;
+  friend class SimEngine;
 
   SegmentRead read_;
   StagingBlocks blocks_;  // given back when the last holder of this transfer lets go
@@ -68,6 +71,12 @@ class TransferEngine {
   virtual void cancel(const std::shared_ptr<Transfer>& transfer) = 0;
   // Cancels and waits until nothing writes any more.
   virtual void drain(const std::shared_ptr<Transfer>& transfer) = 0;
+
+  // Waits until something has moved on since `seen` was Progress::now(), but for at most so long;
+  // false: nothing has. A simulated engine moves its clock instead.
+  virtual bool wait(Progress& progress, std::uint64_t seen, std::chrono::microseconds most) {
+    return progress.wait_beyond(seen, most);
+  }
 
   virtual TransferStats stats() const = 0;
 };

@@ -11,5 +11,8 @@ namespace moerun {
 
 // The value of "cache" in a model's statistics.
 nlohmann::ordered_json cache_json(const Model& model);
+// The same of a cache that has counted `stats`; `expert_bytes`: of all routed experts.
+nlohmann::ordered_json cache_json(const CacheLayout& layout, const CacheStats& stats,
+                                  std::size_t expert_bytes);
 
 }  // namespace moerun

@@ -10,5 +10,6 @@ PYBIND11_MODULE(_moerun, module) {
   moerun::python::register_metrics(module);
   moerun::python::register_model(module);
   moerun::python::register_tracing(module);
+  moerun::python::register_simulation(module);
   moerun::python::register_info(module);
 }

@@ -4,7 +4,14 @@
 """
 
 from moerun.trace.reader import Trace, TraceShard
-from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
+from moerun.trace.routing import CACHE_EVENT_KINDS, NO_PREDICTION, SequenceRouting
 from moerun.trace.writer import TraceWriter
 
-__all__ = ["CACHE_EVENT_KINDS", "SequenceRouting", "Trace", "TraceShard", "TraceWriter"]
+__all__ = [
+    "CACHE_EVENT_KINDS",
+    "NO_PREDICTION",
+    "SequenceRouting",
+    "Trace",
+    "TraceShard",
+    "TraceWriter",
+]

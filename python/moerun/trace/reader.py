@@ -27,6 +27,7 @@ _OPTIONAL = {
     "expert_weights": (("F16",), "SLTK"),
     "router_logits": (("F16",), "SLTE"),
     "predicted_ids": (("I32",), "ST"),
+    "prefetch_ids": (("U16",), "SLTK"),
     "cache_events": (("I32",), "N5"),
 }
 

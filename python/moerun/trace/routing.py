@@ -19,6 +19,8 @@ CACHE_EVENT_KINDS = (
     "prefetch_late",
     "prefetch_wasted",
 )
+# In `prefetch_ids`, where nothing was predicted: no expert has this number.
+NO_PREDICTION = 65535
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class SequenceRouting:
         predicted_ids: (T) int32, the likeliest next token after each.
         cache_events: (N, 4) int32: token of the sequence, layer of the model, expert, index into
             `CACHE_EVENT_KINDS`; in the order in which they happened.
+        prefetch_ids: (L, T, k) uint16, the experts that the layer's router named before the layer
+            was reached, the likeliest first; `NO_PREDICTION` for none.
     """
 
     expert_ids: NDArray[np.uint16]
@@ -41,6 +45,7 @@ class SequenceRouting:
     router_logits: NDArray[np.float32] | None = None
     predicted_ids: NDArray[np.int32] | None = None
     cache_events: NDArray[np.int32] | None = None
+    prefetch_ids: NDArray[np.uint16] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -26,7 +26,7 @@ from moerun.trace.header import (
     stem_of,
 )
 from moerun.trace.reader import Trace
-from moerun.trace.routing import SequenceRouting
+from moerun.trace.routing import NO_PREDICTION, SequenceRouting
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -251,6 +251,7 @@ class TraceWriter:
             "expert_weights": (routing.expert_weights, (layers, tokens, k)),
             "router_logits": (routing.router_logits, (layers, tokens, experts)),
             "predicted_ids": (routing.predicted_ids, (tokens,)),
+            "prefetch_ids": (routing.prefetch_ids, (layers, tokens, k)),
         }
         for name, (array, shape) in shapes.items():
             if array is not None and (array.shape != shape or tokens == 0):
@@ -263,6 +264,12 @@ class TraceWriter:
             raise InvalidArgumentError(
                 f"expert_ids: expected integers from 0 to {experts - 1}, found {ids.dtype} from "
                 f"{ids.min()} to {ids.max()}"
+            )
+        guesses = routing.prefetch_ids
+        if guesses is not None and ((guesses >= experts) & (guesses != NO_PREDICTION)).any():
+            raise InvalidArgumentError(
+                f"prefetch_ids: expected experts from 0 to {experts - 1}, or {NO_PREDICTION} for "
+                f"none, found up to {guesses.max()}"
             )
         events = routing.cache_events
         if events is not None and (events.ndim != 2 or events.shape[1] != 4):
@@ -339,6 +346,7 @@ def _bytes_of(routing: SequenceRouting) -> int:
         routing.expert_weights,
         routing.router_logits,
         routing.predicted_ids,
+        routing.prefetch_ids,
         routing.cache_events,
     )
     return sum(array.nbytes for array in arrays if array is not None)
@@ -370,6 +378,7 @@ def _stacked(sequences: list[SequenceRouting], num_experts: int) -> dict[str, ND
         ("expert_weights", 1, np.float16),
         ("router_logits", 1, np.float16),
         ("predicted_ids", 0, np.int32),
+        ("prefetch_ids", 1, np.uint16),
     ):
         arrays = [getattr(sequence, name) for sequence in sequences]
         if arrays[0] is not None:
