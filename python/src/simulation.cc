@@ -4,9 +4,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,11 +33,9 @@ struct TraceModel {
 };
 
 std::string text_of(const std::vector<std::size_t>& numbers) {
-  std::string text;
-  for (const std::size_t number : numbers) {
-    text += (text.empty() ? "" : ", ") + std::to_string(number);
-  }
-  return "[" + text + "]";
+  std::ostringstream text;
+  for (const std::size_t number : numbers) text << (text.tellp() == 0 ? "" : ", ") << number;
+  return text.str();
 }
 
 void check_same_model(const ModelPlan& plan, const TraceModel& trace) {
