@@ -41,6 +41,8 @@ class PieceSizes {
   virtual std::size_t num_pieces(const SegmentRead& read) const = 0;
   // What ExpertStore::read_piece returns for it. Nothing is read.
   virtual std::uint64_t piece_bytes(const SegmentRead& read, std::size_t piece) const = 0;
+  // As ExpertStore::is_direct.
+  virtual bool is_direct() const = 0;
 };
 
 class ExpertStore {

@@ -64,6 +64,7 @@ class RecordPieces : public PieceSizes {
 
   std::size_t num_pieces(const SegmentRead& read) const override;
   std::uint64_t piece_bytes(const SegmentRead& read, std::size_t piece) const override;
+  bool is_direct() const override { return is_direct_; }
 
   // The bytes of a piece, counted from the start of its expert.
   struct Range {

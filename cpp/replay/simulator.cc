@@ -244,6 +244,7 @@ SimResult simulate(const ModelWeights& weights, CacheLayout layout, std::size_t 
   SimResult result =
       Driver(weights, std::move(layout), top_k, sizes, costs, sequences, options).run();
   result.prefetch = prefetch;
+  result.stats.is_direct = sizes.is_direct();
   return result;
 }
 

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -61,11 +62,19 @@ void check_same_model(const ModelPlan& plan, const TraceModel& trace) {
   }
 }
 
+bool reads_directly(const std::filesystem::path& path) {
+  const FileDescriptor file = open_regular_file(path);
+  return DirectFile(file).is_direct();
+}
+
 std::unique_ptr<PieceSizes> pieces_of(const ModelPlan& plan, const std::string& path,
                                       const std::string& pack_folder) {
   if (pack_folder.empty()) return std::make_unique<CheckpointStore>(*plan.weights);
-  return std::make_unique<RecordPieces>(*plan.weights, RecordFileLayout(*plan.weights, path),
-                                        /*is_direct=*/true);
+  RecordFileLayout layout(*plan.weights, path);
+  const auto file = layout.path_in(pack_folder);
+  // Where it has not been written, most file systems would allow it.
+  const bool is_direct = !std::filesystem::exists(file) || reads_directly(file);
+  return std::make_unique<RecordPieces>(*plan.weights, std::move(layout), is_direct);
 }
 
 std::vector<SimSequence> sequences_of(const std::vector<Ids>& expert_ids,

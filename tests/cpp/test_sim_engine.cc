@@ -23,6 +23,7 @@ class EvenPieces : public PieceSizes {
   explicit EvenPieces(std::size_t count) : count_(count) {}
   std::size_t num_pieces(const SegmentRead&) const override { return count_; }
   std::uint64_t piece_bytes(const SegmentRead&, std::size_t) const override { return 100; }
+  bool is_direct() const override { return true; }
 
  private:
   std::size_t count_;

@@ -10,6 +10,7 @@
 #include "host/host_backend.h"
 #include "model/forward.h"
 #include "model/generation.h"
+#include "model/trace_routing.h"
 
 namespace moerun::test {
 namespace {
@@ -104,6 +105,24 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
     CHECK_EQ(found.hash, expected.hash);
   }
   cuda_host::set_order(cuda_host::Order::late_copies, 1);
+}
+
+TEST("predictions that are recorded on the device are those of the CPU") {
+  RoutingRecordOptions options;
+  options.with_prefetch = true;
+  const auto prompt = some_tokens(6);
+  ModelOptions on_cpu = on_device();
+  on_cpu.make_backend = {};
+  const auto cpu = Model::load(kModel, on_cpu);
+  const RoutingRecord expected = trace_routing(cpu, prompt, options);
+  const RoutingRecord decoded = trace_decoding(cpu, prompt, 4, {}, options);
+  for (const std::string budget : {"", "40%"}) {  // with the predictions of the prefetcher between
+    ModelOptions device = on_device(budget);
+    if (!budget.empty()) device.experts.prefetch = "on";
+    const auto model = Model::load(kModel, device);
+    CHECK(trace_routing(model, prompt, options).prefetch_ids == expected.prefetch_ids);
+    CHECK(trace_decoding(model, prompt, 4, {}, options).prefetch_ids == decoded.prefetch_ids);
+  }
 }
 
 TEST("a copy engine that nobody waits for gives other text") {
