@@ -15,9 +15,21 @@
 
 namespace moerun {
 
+class CachePolicy;
+class Clock;
+class Progress;
+class TransferEngine;
+
 enum class PrefetchMode { on, off, automatic };
 
 std::string_view name_of(PrefetchMode mode);
+
+// What a simulation puts in place of parts of the cache; empty: the real ones.
+struct CacheStandIns {
+  std::function<std::unique_ptr<TransferEngine>(Progress&)> make_engine;
+  std::function<std::unique_ptr<CachePolicy>(std::size_t layer)> make_policy;
+  const Clock* clock = nullptr;  // outlives the cache
+};
 
 // As users give them; empty means not given.
 struct ExpertCacheOptions {
@@ -40,6 +52,7 @@ struct ExpertCacheOptions {
   std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.
   // Puts a store of the caller's own before the checkpoint's.
   std::function<std::unique_ptr<ExpertStore>(std::unique_ptr<ExpertStore>)> wrap_store;
+  CacheStandIns stand_ins;
 };
 
 struct LayerLayout {

@@ -1,7 +1,6 @@
 #include "expert/expert_cache.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "base/cpu_features.h"
@@ -28,6 +27,7 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
       sink_(sink),
       store_(store),
       backend_(backend),
+      clock_(options.stand_ins.clock != nullptr ? *options.stand_ins.clock : steady_clock_),
       arena_(backend.allocate(layout_.arena_bytes(), "the expert cache", MemoryUse::streamed)),
       defence_(layout_, options, sink != nullptr) {
   ring_.emplace(Bytes{arena_->data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
@@ -49,9 +49,15 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
     if (from.num_slots != 0) {
       PolicyParams params;
       params.static_experts = from.static_experts;
-      state.policy = make_cache_policy(layout_.policy, layer.experts.num_experts, params);
+      state.policy = options.stand_ins.make_policy
+                         ? options.stand_ins.make_policy(from.layer)
+                         : make_cache_policy(layout_.policy, layer.experts.num_experts, params);
     }
     layers_.push_back(std::move(state));
+  }
+  if (options.stand_ins.make_engine) {
+    engine_ = options.stand_ins.make_engine(progress_);
+    return;
   }
   const int threads = options.reader_threads != 0 ? options.reader_threads
                       : host != nullptr           ? num_copying_threads()

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/expert_id.h"
 #include "device/copy_queue.h"
 #include "device/op_params.h"
@@ -80,9 +81,9 @@ class ExpertLease {
 
 class ExpertCache {
  public:
-  // `store` is the slow tier, or with `host` what of it is not page-locked; null where all is.
-  // `host`: null where the device computes in host memory. All must outlive the cache; `sink` may
-  // be null.
+  // `store` is the slow tier, or with `host` what of it is not page-locked; null where all is, or
+  // where options.stand_ins has an engine. `host`: null where the device computes in host memory.
+  // All must outlive the cache; `sink` may be null.
   ExpertCache(const ModelWeights& weights, CacheLayout layout, const ExpertStore* store,
               const HostMemoryTiers* host, const ExpertCacheOptions& options, TraceSink* sink,
               Backend& backend);
@@ -162,6 +163,8 @@ class ExpertCache {
   TraceSink* sink_;
   const ExpertStore* store_;
   Backend& backend_;
+  SteadyClock steady_clock_;
+  const Clock& clock_;
   Stream* compute_ = nullptr;
   Progress progress_;
   std::unique_ptr<DeviceBuffer> arena_;

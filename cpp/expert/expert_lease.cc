@@ -88,16 +88,15 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     // The ring is full of guesses about later layers: they make way.
     if (is_any_waiting && !is_any_moving) cache_.drop_all_prefetched();
 
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = cache_.clock_.now();
     const bool has_to_look = cache_.engine_->has_silent_progress();
-    while (!cache_.progress_.wait_beyond(seen, has_to_look ? kLook : kInterval)) {
+    while (!cache_.engine_->wait(cache_.progress_, seen, has_to_look ? kLook : kInterval)) {
       if (while_waiting) while_waiting();
       if (has_to_look) break;
     }
-    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
     if (mode_ == AccessMode::decode) {
       const std::lock_guard lock(cache_.stats_mutex_);
-      layer.counters.stalled_seconds += waited.count();
+      layer.counters.stalled_seconds += cache_.clock_.now() - begin;
     }
   }
 }

@@ -97,6 +97,11 @@ CheckpointStore::Piece CheckpointStore::piece_of(const SegmentRead& read, std::s
       message("expert ", read.id.expert, " of layer ", read.id.layer, ": no piece of that number"));
 }
 
+std::uint64_t CheckpointStore::piece_bytes(const SegmentRead& read, std::size_t index) const {
+  const Piece piece = piece_of(read, index);
+  return file_of(*piece.matrix).file_bytes(piece.offset(), piece.bytes());
+}
+
 std::uint64_t CheckpointStore::read_piece(const SegmentRead& read, std::size_t index,
                                           ReadScratch& scratch) const {
   const Piece piece = piece_of(read, index);
@@ -105,8 +110,7 @@ std::uint64_t CheckpointStore::read_piece(const SegmentRead& read, std::size_t i
   const std::size_t element_bytes = size_of(shape.dtype);
   const std::size_t row_bytes = padded(shape.hidden_size) * element_bytes;
   const std::size_t record_bytes = 3 * row_bytes;
-  const auto got = file_of(matrix).read(matrix.offset + piece.first_row * matrix.row_bytes(),
-                                        piece.num_rows * matrix.row_bytes(), scratch.file);
+  const auto got = file_of(matrix).read(piece.offset(), piece.bytes(), scratch.file);
   FileMatrix part = matrix;
   part.rows = piece.num_rows;
   const TypedRows rows = converted(part, got.data.data(), shape.dtype, scratch.converted);

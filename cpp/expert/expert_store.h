@@ -34,6 +34,17 @@ struct ReadScratch {
   HostMemory converted;  // that in another type
 };
 
+// How a read is cut into pieces, and what each of them takes from files: what a simulation needs.
+class PieceSizes {
+ public:
+  virtual ~PieceSizes() = default;
+  virtual std::size_t num_pieces(const SegmentRead& read) const = 0;
+  // What ExpertStore::read_piece returns for it. Nothing is read.
+  virtual std::uint64_t piece_bytes(const SegmentRead& read, std::size_t piece) const = 0;
+  // As ExpertStore::is_direct.
+  virtual bool is_direct() const = 0;
+};
+
 class ExpertStore {
  public:
   virtual ~ExpertStore() = default;
@@ -52,7 +63,7 @@ class ExpertStore {
 // Reads experts from the checkpoint's own safetensors files and packs them into records on arrival.
 // Gate and up rows of a segment lie together in the file; its down columns do not, so all of
 // down_proj is read for any part of it.
-class CheckpointStore : public ExpertStore {
+class CheckpointStore : public ExpertStore, public PieceSizes {
  public:
   // `weights` and the checkpoint they came from must outlive the store.
   explicit CheckpointStore(const ModelWeights& weights);
@@ -60,6 +71,7 @@ class CheckpointStore : public ExpertStore {
   std::size_t num_pieces(const SegmentRead& read) const override;
   std::uint64_t read_piece(const SegmentRead& read, std::size_t piece,
                            ReadScratch& scratch) const override;
+  std::uint64_t piece_bytes(const SegmentRead& read, std::size_t piece) const override;
   bool is_direct() const override;
 
  private:
@@ -69,6 +81,9 @@ class CheckpointStore : public ExpertStore {
     std::size_t part;  // 0 gate, 1 up, 2 down
     std::size_t first_row;
     std::size_t num_rows;
+
+    std::uint64_t offset() const { return matrix->offset + first_row * matrix->row_bytes(); }
+    std::size_t bytes() const { return num_rows * matrix->row_bytes(); }
   };
   Piece piece_of(const SegmentRead& read, std::size_t piece) const;
   const DirectFile& file_of(const FileMatrix& matrix) const;

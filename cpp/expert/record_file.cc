@@ -272,32 +272,45 @@ std::uint64_t remove_record_files(const fs::path& model, const fs::path& folder)
 
 RecordStore::RecordStore(const ModelWeights& weights, RecordFileLayout layout, const fs::path& path)
     : weights_(weights),
-      layout_(std::move(layout)),
       file_(open_regular_file(path)),
-      direct_(file_) {
+      direct_(file_),
+      pieces_(weights, std::move(layout), direct_.is_direct()) {
   std::string header(kHeaderBytes, '\0');
-  if (file_.size() == layout_.file_bytes()) {
+  const RecordFileLayout& expected = pieces_.layout();
+  if (file_.size() == expected.file_bytes()) {
     file_.read_at(0, {reinterpret_cast<std::byte*>(header.data()), header.size()});
   }
-  if (header != layout_.header()) {
+  if (header != expected.header()) {
     throw FormatError(message(path.string(), ": not the record file of this checkpoint (",
-                              file_.size(), " bytes, expected ", layout_.file_bytes(),
+                              file_.size(), " bytes, expected ", expected.file_bytes(),
                               "); remove it, and it is written anew"));
   }
 }
 
-std::size_t RecordStore::num_pieces(const SegmentRead& read) const {
+std::size_t RecordPieces::num_pieces(const SegmentRead& read) const {
   const std::size_t bytes = read.num_records * weights_.layers[read.id.layer].record_bytes();
   return std::max<std::size_t>(1, (bytes + kPieceBytes - 1) / kPieceBytes);
+}
+
+RecordPieces::Range RecordPieces::range_of(const SegmentRead& read, std::size_t piece) const {
+  const std::size_t record_bytes = weights_.layers[read.id.layer].record_bytes();
+  const std::size_t begin = read.first_record * record_bytes + piece * kPieceBytes;
+  return {begin,
+          std::min(begin + kPieceBytes, (read.first_record + read.num_records) * record_bytes)};
+}
+
+std::uint64_t RecordPieces::piece_bytes(const SegmentRead& read, std::size_t piece) const {
+  const auto [begin, end] = range_of(read, piece);
+  if (!is_direct_) return end - begin;
+  return DirectFile::whole_sectors(layout_.offset(read.id) + begin, end - begin);
 }
 
 std::uint64_t RecordStore::read_piece(const SegmentRead& read, std::size_t piece,
                                       ReadScratch& scratch) const {
   const std::size_t record_bytes = weights_.layers[read.id.layer].record_bytes();
-  const std::size_t begin = read.first_record * record_bytes + piece * kPieceBytes;
-  const std::size_t end =
-      std::min(begin + kPieceBytes, (read.first_record + read.num_records) * record_bytes);
-  const auto got = direct_.read(layout_.offset(read.id) + begin, end - begin, scratch.file);
+  const auto [begin, end] = pieces_.range_of(read, piece);
+  const auto got =
+      direct_.read(pieces_.layout().offset(read.id) + begin, end - begin, scratch.file);
   for (const RecordRun& run : read.runs) {
     const std::size_t run_begin = run.first_record * record_bytes;
     const std::size_t run_end = run_begin + run.num_records * record_bytes;

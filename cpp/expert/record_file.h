@@ -55,6 +55,31 @@ void write_record_file(const ModelWeights& weights, const RecordFileLayout& layo
 std::uint64_t remove_record_files(const std::filesystem::path& model,
                                   const std::filesystem::path& folder);
 
+// What reading experts from a record file takes, whether it has been written or not.
+class RecordPieces : public PieceSizes {
+ public:
+  // `weights` must outlive it. `is_direct`: reads bypass the page cache and take whole sectors.
+  RecordPieces(const ModelWeights& weights, RecordFileLayout layout, bool is_direct)
+      : weights_(weights), layout_(std::move(layout)), is_direct_(is_direct) {}
+
+  std::size_t num_pieces(const SegmentRead& read) const override;
+  std::uint64_t piece_bytes(const SegmentRead& read, std::size_t piece) const override;
+  bool is_direct() const override { return is_direct_; }
+
+  // The bytes of a piece, counted from the start of its expert.
+  struct Range {
+    std::size_t begin;
+    std::size_t end;
+  };
+  Range range_of(const SegmentRead& read, std::size_t piece) const;
+  const RecordFileLayout& layout() const { return layout_; }
+
+ private:
+  const ModelWeights& weights_;
+  RecordFileLayout layout_;
+  bool is_direct_;
+};
+
 // Reads experts from a record file.
 class RecordStore : public ExpertStore {
  public:
@@ -62,7 +87,9 @@ class RecordStore : public ExpertStore {
   RecordStore(const ModelWeights& weights, RecordFileLayout layout,
               const std::filesystem::path& path);
 
-  std::size_t num_pieces(const SegmentRead& read) const override;
+  std::size_t num_pieces(const SegmentRead& read) const override {
+    return pieces_.num_pieces(read);
+  }
   std::uint64_t read_piece(const SegmentRead& read, std::size_t piece,
                            ReadScratch& scratch) const override;
   bool is_direct() const override { return direct_.is_direct(); }
@@ -70,9 +97,9 @@ class RecordStore : public ExpertStore {
 
  private:
   const ModelWeights& weights_;
-  RecordFileLayout layout_;
   FileDescriptor file_;
   DirectFile direct_;
+  RecordPieces pieces_;
 };
 
 }  // namespace moerun

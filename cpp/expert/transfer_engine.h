@@ -1,6 +1,7 @@
 // Moves segments from the slow tier to the fast one, in the background, the urgent ones first.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -8,6 +9,7 @@
 
 #include "device/backend.h"
 #include "expert/expert_store.h"
+#include "expert/progress.h"
 #include "expert/staging_ring.h"
 
 namespace moerun {
@@ -25,6 +27,7 @@ class Transfer {
   friend class ReaderEngine;
   friend class CopyEngine;
   friend class HostStage;
+  friend class SimEngine;
 
   SegmentRead read_;
   StagingBlocks blocks_;  // given back when the last holder of this transfer lets go
@@ -74,6 +77,12 @@ class TransferEngine {
   virtual void look() {}
   // Whether transfers may move on without an announcement of Progress: then who waits has to look.
   virtual bool has_silent_progress() const { return false; }
+
+  // Waits until something has moved on since `seen` was Progress::now(), but for at most so long;
+  // false: nothing has. A simulated engine moves its clock instead.
+  virtual bool wait(Progress& progress, std::uint64_t seen, std::chrono::microseconds most) {
+    return progress.wait_beyond(seen, most);
+  }
 
   virtual TransferStats stats() const = 0;
 };

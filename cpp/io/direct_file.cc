@@ -59,11 +59,15 @@ bool DirectFile::read_direct(std::uint64_t begin, std::uint64_t end, std::byte* 
   return true;
 }
 
+std::uint64_t DirectFile::whole_sectors(std::uint64_t offset, std::size_t bytes) {
+  return align_up(offset + bytes) - align_down(offset);
+}
+
 DirectFile::Read DirectFile::read(std::uint64_t offset, std::size_t bytes,
                                   HostMemory& scratch) const {
   const std::uint64_t begin = align_down(offset);
   const std::uint64_t end = offset + bytes;
-  const auto room = static_cast<std::size_t>(align_up(end) - begin);
+  const auto room = static_cast<std::size_t>(whole_sectors(offset, bytes));
   if (scratch.size() < room) scratch = HostMemory(room, "reading experts", PageSize::small);
   Read result;
   if (is_direct() && read_direct(begin, end, scratch.data())) {

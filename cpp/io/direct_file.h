@@ -25,6 +25,13 @@ class DirectFile {
 
   bool is_direct() const { return direct_fd_.load(std::memory_order_relaxed) >= 0; }
 
+  // What read() takes from the file, as far as that is known before the first read.
+  std::uint64_t file_bytes(std::uint64_t offset, std::size_t bytes) const {
+    return is_direct() ? whole_sectors(offset, bytes) : bytes;
+  }
+  // The sectors that these bytes are in.
+  static std::uint64_t whole_sectors(std::uint64_t offset, std::size_t bytes);
+
   struct Read {
     ConstBytes data;               // within `scratch`
     std::uint64_t file_bytes = 0;  // what it took: whole sectors

@@ -47,9 +47,12 @@ Json host_json(const HostPlan* plan) {
 }
 
 Json cache_json(const Model& model) {
-  const CacheLayout& layout = model.cache_layout();
   const ExpertCache* cache = model.expert_cache();
-  const CacheStats stats = cache != nullptr ? cache->stats() : CacheStats{};
+  return cache_json(model.cache_layout(), cache != nullptr ? cache->stats() : CacheStats{},
+                    model.expert_bytes());
+}
+
+Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t expert_bytes) {
   CacheCounters total;
   for (const CacheCounters& layer : stats.layers) total += layer;
 
@@ -61,8 +64,8 @@ Json cache_json(const Model& model) {
   json["cache_active"] = stats.is_caching;
   json["reason"] = reason_of(layout, stats);
   json["budget_bytes"] = layout.budget_bytes;
-  json["total_expert_bytes"] = model.expert_bytes();
-  json["arena_bytes"] = layout.is_resident ? model.expert_bytes() : layout.arena_bytes();
+  json["total_expert_bytes"] = expert_bytes;
+  json["arena_bytes"] = layout.is_resident ? expert_bytes : layout.arena_bytes();
   json["slot_bytes"] = layout.slot_bytes();
   json["ring_bytes"] = layout.ring_bytes();
   json["host"] = host_json(model.host_plan());

@@ -11,6 +11,9 @@ namespace moerun {
 
 // The value of "cache" in a model's statistics.
 nlohmann::ordered_json cache_json(const Model& model);
+// The same of a cache that has counted `stats`; `expert_bytes`: of all routed experts.
+nlohmann::ordered_json cache_json(const CacheLayout& layout, const CacheStats& stats,
+                                  std::size_t expert_bytes);
 
 // Of both, "host": where the host keeps the experts that a device copies; null: no device does.
 nlohmann::ordered_json host_json(const HostPlan* plan);

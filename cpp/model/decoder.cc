@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "expert/active_experts.h"
 
 namespace moerun {
 
@@ -80,6 +81,7 @@ void Decoder::run(const Pass& pass) {
     }
     if (pass.between_layers != nullptr) (*pass.between_layers)();
   }
+  if (wants_predictions(pass)) record_predictions(pass, layer_with_experts_from(0), 1);
   // The first layer has no layer before it: this token's last state stands for the next token's.
   if (cache_ != nullptr && pass.is_decoding) prefetch_after(pass, weights_.layers.size());
   backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
@@ -138,6 +140,9 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
     compute_cached(pass, index, on_host);
   } else {
     compute_resident(pass, index, on_host);
+  }
+  if (is_routed && wants_predictions(pass)) {
+    record_predictions(pass, layer_with_experts_from(index + 1), 0);
   }
   backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
                           pass.workspace.hidden.slice(0, tokens));
@@ -200,24 +205,15 @@ void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routin
 void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
-  std::vector<std::size_t> num_uses(shape.num_experts + 1, 0);
-  std::vector<std::size_t> experts;  // in the router's order
-  for (std::size_t pair = 0; pair < on_host.num_pairs(); ++pair) {
-    const auto expert = static_cast<std::size_t>(on_host.expert_ids[pair]);
-    if (num_uses[expert]++ == 0 && !shape.is_shared(expert)) experts.push_back(expert);
-  }
-  // A prompt's empty slots go to the experts that it uses most.
-  if (!pass.is_decoding) {
-    std::stable_sort(experts.begin(), experts.end(),
-                     [&](std::size_t a, std::size_t b) { return num_uses[a] > num_uses[b]; });
-  }
-  const auto lease =
-      cache_->acquire(index, experts, pass.is_decoding ? AccessMode::decode : AccessMode::prefill);
+  const AccessMode mode = pass.is_decoding ? AccessMode::decode : AccessMode::prefill;
+  const ActiveExperts active =
+      active_experts({on_host.expert_ids, on_host.num_pairs()}, shape.num_experts, mode);
+  const auto lease = cache_->acquire(index, active.experts, mode);
   // After the demand is queued, before anything waits for it.
   if (pass.is_decoding) prefetch_after(pass, index);
   backend_.begin_experts(pass.stream, shape, pass.workspace.normed.slice(0, on_host.tokens),
                          pass.workspace.routing(on_host.tokens, on_host.slots));
-  if (num_uses[shape.num_experts] != 0) {
+  if (active.num_uses[shape.num_experts] != 0) {
     const Segment shared{shape.num_experts, 0, shape.num_records(shape.num_experts),
                          layer.records_of(shape.num_experts)};
     backend_.compute_segments(pass.stream, {&shared, 1});
@@ -278,6 +274,28 @@ void Decoder::record_routing(const Pass& pass, std::size_t index, const Routing&
     pass.record->record(weights_.moe_index(index), pass.first_position + t,
                         {routing.expert_ids + first, router_.top_k},
                         {routing.expert_weights + first, router_.top_k});
+  }
+}
+
+bool Decoder::wants_predictions(const Pass& pass) {
+  return pass.record != nullptr && pass.record->options.with_prefetch;
+}
+
+// What the prefetcher would be told now for a layer, if there is one: for the tokens so many
+// positions after these.
+void Decoder::record_predictions(const Pass& pass, std::optional<std::size_t> layer,
+                                 std::size_t ahead) {
+  if (!layer) return;
+  const std::size_t tokens = pass.token_ids.size();
+  if (!recorder_ || recorder_->max_tokens() < tokens) {
+    recorder_.emplace(weights_, router_.top_k, backend_, pass.workspace.max_tokens());
+  }
+  const RouteRequest request = recorder_->request(*layer, pass.workspace.hidden.slice(0, tokens));
+  backend_.choose_experts(pass.stream, router_, {&request, 1});
+  backend_.wait_for_choice(pass.stream, 0);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    pass.record->record_prefetch(weights_.moe_index(*layer), pass.first_position + t + ahead,
+                                 recorder_->predicted(t));
   }
 }
 

@@ -94,6 +94,8 @@ class Decoder {
   void replay_routing(const Pass& pass, std::size_t index) const;
   void record_logits(const Pass& pass, std::size_t index, Activations logits) const;
   void record_routing(const Pass& pass, std::size_t index, const Routing& routing) const;
+  static bool wants_predictions(const Pass& pass);
+  void record_predictions(const Pass& pass, std::optional<std::size_t> layer, std::size_t ahead);
   void prefetch_after(const Pass& pass, std::size_t index);
   void prefetch_layer(const Pass& pass, std::size_t index, bool is_for_next_token);
   void move_rope();
@@ -105,6 +107,7 @@ class Decoder {
   ExpertCache* cache_;
   DecoderOptions options_;
   NextLayerRouter predictor_;
+  std::optional<NextLayerRouter> recorder_;  // of predictions, for many tokens at once
   bool is_predicted_ = false;  // the layer's own choice came with that of the next one
   std::vector<std::unique_ptr<DeviceBuffer>> expert_tables_;  // (layers); see needs_no_host()
   std::uint64_t num_decoded_ = 0;

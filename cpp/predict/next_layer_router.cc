@@ -4,7 +4,8 @@
 
 namespace moerun {
 
-NextLayerRouter::NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend)
+NextLayerRouter::NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend,
+                                 std::size_t max_tokens)
     : weights_(weights), top_k_(top_k) {
   std::size_t hidden = 0;
   std::size_t experts = 0;
@@ -13,15 +14,16 @@ NextLayerRouter::NextLayerRouter(const ModelWeights& weights, std::size_t top_k,
     experts = std::max(experts, layer.experts.num_experts);
   }
   const std::size_t pitch = padded(hidden);
-  const std::size_t slots = padded(top_k);
-  memory_ = backend.allocate((pitch + padded(experts) + 2 * slots) * sizeof(float),
+  const std::size_t slots = padded(max_tokens * top_k);
+  memory_ = backend.allocate((max_tokens * (pitch + padded(experts)) + 2 * slots) * sizeof(float),
                              "predicting experts", MemoryUse::streamed);
-  normed_ = {memory_->as<float>(), 1, hidden, pitch};
-  logits_ = {normed_.data + pitch, 1, experts, padded(experts)};
+  normed_ = {memory_->as<float>(), max_tokens, hidden, pitch};
+  logits_ = {normed_.data + max_tokens * pitch, max_tokens, experts, padded(experts)};
   const auto routing_at = [&](float* weights_at) {
-    return Routing{reinterpret_cast<std::int32_t*>(weights_at + slots), weights_at, 1, top_k};
+    return Routing{reinterpret_cast<std::int32_t*>(weights_at + slots), weights_at, max_tokens,
+                   top_k};
   };
-  routing_ = on_host_ = routing_at(logits_.data + padded(experts));
+  routing_ = on_host_ = routing_at(logits_.data + max_tokens * padded(experts));
   if (backend.is_host()) return;
   host_memory_ =
       backend.allocate(2 * slots * sizeof(float), "predicted experts", MemoryUse::shared);
@@ -34,16 +36,18 @@ RouteRequest NextLayerRouter::request(std::size_t layer, Activations hidden) con
   request.router = weights.router;
   request.norm = &weights.post_attention_norm;
   request.x = hidden;
-  request.normed = normed_;
-  request.logits = logits_;
+  request.normed = normed_.slice(0, hidden.rows);
+  request.logits = logits_.slice(0, hidden.rows);
   request.logits.cols = weights.experts.num_experts;
   request.routing = routing_;
   request.on_host = on_host_;
+  request.routing.tokens = request.on_host.tokens = hidden.rows;
   return request;
 }
 
-std::vector<std::size_t> NextLayerRouter::predicted() const {
-  return {on_host_.expert_ids, on_host_.expert_ids + top_k_};
+std::vector<std::size_t> NextLayerRouter::predicted(std::size_t token) const {
+  const std::int32_t* ids = on_host_.expert_ids + token * top_k_;
+  return {ids, ids + top_k_};
 }
 
 }  // namespace moerun

@@ -13,14 +13,17 @@ namespace moerun {
 
 class NextLayerRouter {
  public:
-  // Predicts `top_k` experts. Both must outlive this object.
-  NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend);
+  // Predicts `top_k` experts for each of at most `max_tokens` tokens at a time. Weights and backend
+  // must outlive this object.
+  NextLayerRouter(const ModelWeights& weights, std::size_t top_k, Backend& backend,
+                  std::size_t max_tokens = 1);
 
-  // For Backend::choose_experts(): the router of `layer`, applied to `hidden` (one token of the
+  // For Backend::choose_experts(): the router of `layer`, applied to `hidden` (some tokens of the
   // residual stream, before any norm).
   RouteRequest request(std::size_t layer, Activations hidden) const;
   // What the last such request chose, the highest score first; after Backend::wait_for_choice().
-  std::vector<std::size_t> predicted() const;
+  std::vector<std::size_t> predicted(std::size_t token = 0) const;
+  std::size_t max_tokens() const { return normed_.rows; }
 
  private:
   const ModelWeights& weights_;

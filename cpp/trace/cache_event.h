@@ -32,6 +32,8 @@ struct CacheEvent {
   std::size_t layer = 0;
   std::size_t expert = 0;
   CacheEventKind kind = CacheEventKind::hit;
+
+  bool operator==(const CacheEvent&) const = default;
 };
 
 // Told of every event, in order, on the thread that computes.

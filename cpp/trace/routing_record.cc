@@ -11,6 +11,7 @@ void RoutingRecord::allocate() {
   if (options.with_weights) expert_weights.resize(rows * top_k);
   if (options.with_logits) router_logits.resize(rows * num_experts);
   if (options.with_predictions) predicted_ids.resize(num_tokens);
+  if (options.with_prefetch) prefetch_ids.resize(rows * top_k, kNoExpert);
 }
 
 void RoutingRecord::record(std::size_t layer_index, std::size_t position,
@@ -29,6 +30,15 @@ void RoutingRecord::record_logits(std::size_t layer_index, std::size_t position,
   const std::size_t row = layer_index * num_tokens + position - first_position;
   std::copy(logits.begin(), logits.end(),
             router_logits.begin() + static_cast<std::ptrdiff_t>(row * num_experts));
+}
+
+void RoutingRecord::record_prefetch(std::size_t layer_index, std::size_t position,
+                                    std::span<const std::size_t> ids) {
+  if (position >= first_position + num_tokens) return;
+  const std::size_t row = layer_index * num_tokens + position - first_position;
+  std::transform(ids.begin(), ids.end(),
+                 prefetch_ids.begin() + static_cast<std::ptrdiff_t>(row * top_k),
+                 [](std::size_t id) { return static_cast<std::uint16_t>(id); });
 }
 
 }  // namespace moerun

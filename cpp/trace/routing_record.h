@@ -12,7 +12,11 @@ struct RoutingRecordOptions {
   bool with_weights = false;
   bool with_logits = false;
   bool with_predictions = false;  // the likeliest next token after each
+  bool with_prefetch = false;     // the experts that the prefetcher would be told
 };
+
+// In place of an expert: none was named.
+inline constexpr std::uint16_t kNoExpert = 65535;
 
 struct RoutingRecord {
   std::size_t num_layers = 0;  // those with experts
@@ -26,6 +30,7 @@ struct RoutingRecord {
   std::vector<float> expert_weights;        // (num_layers, num_tokens, top_k)?
   std::vector<float> router_logits;         // (num_layers, num_tokens, num_experts)?
   std::vector<std::int32_t> predicted_ids;  // (num_tokens)?
+  std::vector<std::uint16_t> prefetch_ids;  // (num_layers, num_tokens, top_k)? kNoExpert: none
 
   // Makes room for all of it.
   void allocate();
@@ -34,6 +39,9 @@ struct RoutingRecord {
   void record(std::size_t layer_index, std::size_t position, std::span<const std::int32_t> ids,
               std::span<const float> weights);
   void record_logits(std::size_t layer_index, std::size_t position, std::span<const float> logits);
+  // A token that is not in the record is left out.
+  void record_prefetch(std::size_t layer_index, std::size_t position,
+                       std::span<const std::size_t> ids);
 };
 
 }  // namespace moerun

@@ -16,6 +16,7 @@ from moerun.generation import Generation
 from moerun.hub import default_model
 from moerun.model import CacheEvent, Model
 from moerun.packs import pack_folder, remove_pack
+from moerun.simulation import Simulation, SimulationCosts, simulate
 from moerun.tokenizer import Tokenizer
 from moerun.trace import SequenceRouting, Trace, TraceWriter
 
@@ -24,6 +25,8 @@ __all__ = [
     "Generation",
     "Model",
     "SequenceRouting",
+    "Simulation",
+    "SimulationCosts",
     "Tokenizer",
     "Trace",
     "TraceWriter",
@@ -34,6 +37,7 @@ __all__ = [
     "errors",
     "pack_folder",
     "remove_pack",
+    "simulate",
 ]
 
 # Imported when first asked for: polars and what it needs take longer than all of the above.

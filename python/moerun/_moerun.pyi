@@ -142,6 +142,25 @@ def trace(
     with_weights: bool,
     with_logits: bool,
     with_predictions: bool,
+    with_prefetch: bool,
+) -> dict[str, Any]: ...
+def simulate(
+    path: str,
+    expert_ids: list[NDArray[np.uint16]],
+    prefetch_ids: list[NDArray[np.uint16]] | None,
+    *,
+    num_experts: int | None,
+    top_k: int | None,
+    moe_layers: list[int] | None,
+    prompt_tokens: int,
+    attention_s: list[float],
+    moe_s: list[float],
+    prompt_s: list[float],
+    head_s: float,
+    link_fixed_s: float,
+    link_bytes_per_s: float,
+    belady: bool,
+    **options: Any,
 ) -> dict[str, Any]: ...
 def moe_layers(model: Model) -> list[int]: ...
 def remove_record_files(model: str, folder: str) -> int: ...

@@ -268,6 +268,7 @@ class Model:
         with_weights: bool = False,
         with_logits: bool = False,
         with_predictions: bool = False,
+        with_prefetch: bool = False,
     ) -> SequenceRouting:
         """Return which experts the tokens of a sequence use.
 
@@ -280,6 +281,7 @@ class Model:
             with_weights: also record the experts' weights.
             with_logits: also record all router logits.
             with_predictions: also record the likeliest next token after each.
+            with_prefetch: also record what the prefetcher would be told, for `simulate`.
 
         Returns:
             The routing; with `cache_events` if the model was loaded with them, which are then no
@@ -302,6 +304,7 @@ class Model:
             with_weights=bool(with_weights),
             with_logits=bool(with_logits),
             with_predictions=bool(with_predictions),
+            with_prefetch=bool(with_prefetch),
         )
         if not self._logs_events:
             return SequenceRouting(**arrays)

@@ -15,6 +15,7 @@ namespace py = pybind11;
 
 void register_errors(py::module_& module);
 void register_model(py::module_& module);
+void register_simulation(py::module_& module);
 void register_tracing(py::module_& module);
 void register_generation(py::module_& module);
 void register_info(py::module_& module);

@@ -34,7 +34,8 @@ std::shared_ptr<const RoutingReplay> routing_replay_from(const py::handle& value
   return replay;
 }
 
-// Options of a model by keyword, as Python passes them; what is not there keeps its default.
+}  // namespace
+
 ModelOptions options_from(const py::kwargs& kwargs) {
   ModelOptions options;
   const auto positive = [](const char* name, std::int64_t value) {
@@ -84,6 +85,16 @@ ModelOptions options_from(const py::kwargs& kwargs) {
   return options;
 }
 
+py::list as_list(const std::vector<CacheEvent>& events) {
+  py::list list;
+  for (const CacheEvent& event : events) {
+    list.append(py::make_tuple(event.token, event.layer, event.expert, name_of(event.kind)));
+  }
+  return list;
+}
+
+namespace {
+
 std::unique_ptr<PythonModel> load(const std::string& path,
                                   const std::optional<py::function>& progress,
                                   const py::kwargs& kwargs) {
@@ -105,14 +116,6 @@ py::object dry_run(const std::string& path, const py::kwargs& kwargs) {
     json = dry_run_json(path, options);
   }
   return from_json(json);
-}
-
-py::list as_list(const std::vector<CacheEvent>& events) {
-  py::list list;
-  for (const CacheEvent& event : events) {
-    list.append(py::make_tuple(event.token, event.layer, event.expert, name_of(event.kind)));
-  }
-  return list;
 }
 
 py::array_t<float> forward_array(const PythonModel& self, const py::object& token_ids) {

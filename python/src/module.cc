@@ -11,5 +11,6 @@ PYBIND11_MODULE(_moerun, module) {
   moerun::python::register_planning(module);
   moerun::python::register_model(module);
   moerun::python::register_tracing(module);
+  moerun::python::register_simulation(module);
   moerun::python::register_info(module);
 }

@@ -1,13 +1,22 @@
 // A model as Python holds it: it can be closed before it is collected.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "base/error.h"
 #include "model/model.h"
 
 namespace moerun::python {
+
+// Options of a model by keyword, as Python passes them; what is not there keeps its default.
+ModelOptions options_from(const pybind11::kwargs& kwargs);
+
+// (token, layer, expert, name of the kind) each.
+pybind11::list as_list(const std::vector<CacheEvent>& events);
 
 class PythonModel {
  public:

@@ -20,10 +20,10 @@ py::object array_of(const std::vector<Number>& numbers, const std::vector<std::s
 
 py::dict trace(const PythonModel& self, const py::object& token_ids, std::size_t generate,
                double temperature, std::uint64_t seed, bool with_weights, bool with_logits,
-               bool with_predictions) {
+               bool with_predictions, bool with_prefetch) {
   const auto model = self.get();
   const auto ids = token_ids_from(token_ids);
-  const RoutingRecordOptions options{with_weights, with_logits, with_predictions};
+  const RoutingRecordOptions options{with_weights, with_logits, with_predictions, with_prefetch};
   RoutingRecord record;
   {
     const py::gil_scoped_release release;
@@ -44,6 +44,7 @@ py::dict trace(const PythonModel& self, const py::object& token_ids, std::size_t
   result["expert_weights"] = array_of(record.expert_weights, {layers, tokens, record.top_k});
   result["router_logits"] = array_of(record.router_logits, {layers, tokens, record.num_experts});
   result["predicted_ids"] = array_of(record.predicted_ids, {tokens});
+  result["prefetch_ids"] = array_of(record.prefetch_ids, {layers, tokens, record.top_k});
   return result;
 }
 
@@ -62,7 +63,7 @@ std::vector<std::size_t> moe_layers(const PythonModel& self) {
 void register_tracing(py::module_& module) {
   module.def("trace", &trace, py::arg("model"), py::arg("token_ids"), py::arg("generate"),
              py::arg("temperature"), py::arg("seed"), py::arg("with_weights"),
-             py::arg("with_logits"), py::arg("with_predictions"));
+             py::arg("with_logits"), py::arg("with_predictions"), py::arg("with_prefetch"));
   module.def("moe_layers", &moe_layers, py::arg("model"));
 }
 

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "model/forward.h"
 #include "model/generation.h"
+#include "model/trace_routing.h"
 #include "on_device.h"
 #include "random_weights.h"
 #include "temp_folder.h"
@@ -151,6 +152,24 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
     CHECK_EQ(found.hash, expected.hash);
   }
   set_order(Order::late_copies, 1);
+}
+
+TEST("predictions that are recorded on the device are those of the CPU") {
+  RoutingRecordOptions options;
+  options.with_prefetch = true;
+  const auto prompt = some_tokens(6);
+  ModelOptions on_cpu = on_device();
+  on_cpu.make_backend = {};
+  const auto cpu = Model::load(kModel, on_cpu);
+  const RoutingRecord expected = trace_routing(cpu, prompt, options);
+  const RoutingRecord decoded = trace_decoding(cpu, prompt, 4, {}, options);
+  for (const std::string budget : {"", "40%"}) {  // with the predictions of the prefetcher between
+    ModelOptions device = on_device(budget);
+    if (!budget.empty()) device.experts.prefetch = "on";
+    const auto model = Model::load(kModel, device);
+    CHECK(trace_routing(model, prompt, options).prefetch_ids == expected.prefetch_ids);
+    CHECK(trace_decoding(model, prompt, 4, {}, options).prefetch_ids == decoded.prefetch_ids);
+  }
 }
 
 #if defined(MOERUN_CUDA_HOST)

@@ -169,6 +169,12 @@ rows are documents, which stand one after the other and are cut into sequences.
     help="Record the likeliest next token after each.",
 )
 @option(
+    "Recording",
+    "--with-prefetch",
+    is_flag=True,
+    help="Also record which experts the prefetcher would be told, for simulations.",
+)
+@option(
     "Output",
     "-o",
     "--output",
@@ -207,6 +213,7 @@ def record_command(
     weights: bool,
     logits: bool,
     predictions: bool,
+    with_prefetch: bool,
     **model_options: Any,
 ) -> None:
     """Run a model over text and write which experts every token used.
@@ -219,6 +226,8 @@ def record_command(
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if temperature > 0 and not generate:
         raise click.UsageError("--temperature needs --generate.")
+    if with_prefetch and model_options["engine"] != "native":
+        raise click.UsageError("--with-prefetch needs --engine native.")
     _check_model_options(generate, **model_options)
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
@@ -252,7 +261,9 @@ def record_command(
                     length=length,
                     samples=samples,
                     seed=seed,
-                    options=TraceOptions(generate, temperature, weights, logits, predictions),
+                    options=TraceOptions(
+                        generate, temperature, weights, logits, predictions, with_prefetch
+                    ),
                     shard_bytes=shard_size,
                     resume=resume,
                     overwrite=overwrite,

@@ -40,6 +40,7 @@ class TraceOptions:
     with_weights: bool = False
     with_logits: bool = False
     with_predictions: bool = True
+    with_prefetch: bool = False
 
 
 class Engine(Protocol):

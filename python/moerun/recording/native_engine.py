@@ -68,6 +68,7 @@ class NativeEngine:
             with_weights=options.with_weights,
             with_logits=options.with_logits,
             with_predictions=options.with_predictions,
+            with_prefetch=options.with_prefetch,
         )
         return [routing]
 

@@ -160,6 +160,11 @@ class TransformersEngine:
         only the prompt and is recorded. Without it, a decoder behind an encoder gets the sequence
         shifted by one.
         """
+        if options.with_prefetch:
+            raise InvalidArgumentError(
+                "the engine transformers has no prefetcher whose predictions could be recorded; "
+                "record with the engine native"
+            )
         tokens = len(token_ids) + options.generate
         if self._max_tokens is not None and tokens > self._max_tokens:
             raise InvalidArgumentError(

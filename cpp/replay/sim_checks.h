@@ -1,0 +1,16 @@
+// What a simulation refuses.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "replay/simulator.h"
+
+namespace moerun {
+
+// Both throw InvalidArgument.
+void check_sim_costs(const SimCosts& costs, std::size_t num_layers);
+void check_sim_sequences(std::span<const SimSequence> sequences, const ModelWeights& weights,
+                         std::size_t top_k);
+
+}  // namespace moerun
