@@ -49,10 +49,11 @@ Json host_json(const HostPlan* plan) {
 Json cache_json(const Model& model) {
   const ExpertCache* cache = model.expert_cache();
   return cache_json(model.cache_layout(), cache != nullptr ? cache->stats() : CacheStats{},
-                    model.expert_bytes());
+                    model.expert_bytes(), model.host_plan());
 }
 
-Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t expert_bytes) {
+Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t expert_bytes,
+                const HostPlan* host) {
   CacheCounters total;
   for (const CacheCounters& layer : stats.layers) total += layer;
 
@@ -68,7 +69,7 @@ Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t 
   json["arena_bytes"] = layout.is_resident ? expert_bytes : layout.arena_bytes();
   json["slot_bytes"] = layout.slot_bytes();
   json["ring_bytes"] = layout.ring_bytes();
-  json["host"] = host_json(model.host_plan());
+  json["host"] = host_json(host);
   json["direct_io"] = layout.is_resident ? Json(nullptr) : Json(stats.is_direct);
   json["decode_tokens"] = stats.decode_tokens;
   add_counters(json["total"], total);

@@ -83,4 +83,9 @@ void SimBackend::compute_segments(Stream&, std::span<const Segment>) { refuse();
 
 void SimBackend::finish_experts(Stream&, float, Activations) { refuse(); }
 
+MemoryState SimBackend::memory() const {
+  constexpr auto kAll = static_cast<std::size_t>(-1);
+  return {kAll, kAll};
+}
+
 }  // namespace moerun

@@ -30,6 +30,8 @@ class SimBackend final : public Backend {
   void begin_experts(Stream&, const ExpertShape&, Activations, const Routing&) override;
   void compute_segments(Stream&, std::span<const Segment>) override;
   void finish_experts(Stream&, float, Activations) override;
+
+  MemoryState memory() const override;
 };
 
 }  // namespace moerun

@@ -92,7 +92,7 @@ void Driver::make_cache(CacheLayout layout, const PieceSizes& sizes) {
   if (options_.is_belady) {
     options.stand_ins.make_policy = [this](std::size_t layer) { return make_belady(layer); };
   }
-  cache_ = std::make_unique<ExpertCache>(weights_, std::move(layout), nullptr, options,
+  cache_ = std::make_unique<ExpertCache>(weights_, std::move(layout), nullptr, nullptr, options,
                                          options_.sink, backend_);
 }
 

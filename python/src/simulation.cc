@@ -131,7 +131,7 @@ py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
     options.sink = options.cache.log_events ? &log : nullptr;
     options.between_layers = signal_checker();
     const auto pieces = pieces_of(plan, path, model_options.experts.pack_folder);
-    CacheLayout layout = plan.layout;
+    CacheLayout layout = plan.layout();
     result = simulate(*plan.weights, layout, static_cast<std::size_t>(plan.config.top_k), *pieces,
                       costs, sequences, options);
     layout.prefetch = result.prefetch;

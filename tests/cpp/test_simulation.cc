@@ -71,7 +71,7 @@ Outcome run_simulated(const std::filesystem::path& path, const ModelOptions& opt
   sim.prefill_chunk = static_cast<std::size_t>(options.prefill_chunk);
   sim.sink = &log;
   Outcome simulated;
-  simulated.stats = simulate(*plan.weights, plan.layout, live.routing.top_k, *sizes,
+  simulated.stats = simulate(*plan.weights, plan.layout(), live.routing.top_k, *sizes,
                              {seconds, seconds, seconds, 1e-4, {1e-5, 1e9}}, {&sequence, 1}, sim)
                         .stats;
   simulated.events = log.take();
@@ -138,7 +138,7 @@ std::filesystem::path write_static_plan(const TempFolder& folder, const std::fil
 std::string smallest_budget(const std::filesystem::path& path) {
   ModelOptions options;
   options.experts.budget = "50%";
-  return std::to_string(plan_model(path, options).layout.smallest_budget_bytes);
+  return std::to_string(plan_model(path, options).layout().smallest_budget_bytes);
 }
 
 }  // namespace
