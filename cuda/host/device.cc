@@ -62,7 +62,7 @@ struct Device {
   Pool pinned;
   Order order = Order::late_copies;
   std::mt19937_64 random{1};
-  bool are_waits_broken = false;
+  std::uint64_t num_waits_to_forget = 0;
   std::uint64_t work_until_failure = 0;
   std::exception_ptr failure;
 
@@ -307,7 +307,10 @@ void record_event(void* stream, void* event) {
 
 void wait_for_event(void* stream, void* event) {
   const Lock lock(device_mutex);
-  if (device().are_waits_broken) return;
+  if (device().num_waits_to_forget > 0) {
+    --device().num_waits_to_forget;
+    return;
+  }
   auto* awaited = static_cast<Event*>(event);
   issue(stream, {Kind::wait, {}, awaited, awaited->num_recorded});
 }
@@ -364,9 +367,9 @@ bool is_event_done(void* event) {
   return awaited->num_reached >= awaited->num_recorded;
 }
 
-void set_broken_waits(bool broken) {
+void forget_waits(std::uint64_t count) {
   const Lock lock(device_mutex);
-  device().are_waits_broken = broken;
+  device().num_waits_to_forget = count;
 }
 
 }  // namespace moerun::cuda_host

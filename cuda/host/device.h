@@ -63,7 +63,8 @@ void synchronize_device();
 void run_until(const std::function<bool()>& is_done);
 bool is_event_done(void* event);  // also lets one piece of work run
 
-// For tests that show that the harness can fail: waits of streams for events are forgotten.
-void set_broken_waits(bool broken);
+// For tests that show that the harness can fail: the next so many waits of streams for events are
+// forgotten.
+void forget_waits(std::uint64_t count);
 
 }  // namespace moerun::cuda_host

@@ -169,10 +169,14 @@ void CudaBackend::compute_segments(Stream& stream, std::span<const Segment> segm
   const ExpertWork& work = own(stream).experts;
   std::vector<DeviceSegment> list;
   std::size_t max_records = 0;
+  std::uint64_t waited_for = 0;  // segments of one expert came together
   for (const Segment& segment : segments) {
     list.push_back(as_device_segment(segment, work.shape.dtype_of(segment.expert)));
     max_records = std::max(max_records, segment.num_records);
-    if (segment.ready != 0) copies_->make_wait(stream, segment.ready);
+    if (segment.ready != waited_for && segment.ready != 0) {
+      copies_->make_wait(stream, segment.ready);
+      waited_for = segment.ready;
+    }
   }
   const auto* staged = reinterpret_cast<const DeviceSegment*>(
       own(stream).stage(list.data(), list.size() * sizeof(DeviceSegment)));
