@@ -23,7 +23,8 @@ _COSTS = "Costs: a file, or the first two of the others"
 _EXPERT_SHARE = 0.7
 _LINK_FIXED_US = 50.0
 
-POSITIVE = FiniteFloat(min=0, min_open=True)
+_POSITIVE = FiniteFloat(min=1e-6, max=1e6)
+_NOT_NEGATIVE = FiniteFloat(min=0, max=1e6)
 
 _MODEL_OPTIONS = (
     option(
@@ -52,21 +53,21 @@ _COST_OPTIONS = (
     option(
         _COSTS,
         "--link-gb-per-s",
-        type=POSITIVE,
+        type=_POSITIVE,
         metavar="X",
         help="Rate at which experts come from the slow tier, in 10^9 bytes a second.",
     ),
     option(
         _COSTS,
         "--token-ms",
-        type=POSITIVE,
+        type=_POSITIVE,
         metavar="Y",
         help="Milliseconds of a decoded token with every expert in memory.",
     ),
     option(
         _COSTS,
         "--link-fixed-us",
-        type=FiniteFloat(min=0),
+        type=_NOT_NEGATIVE,
         metavar="X",
         help=f"Microseconds that each transfer takes besides.  [assumed: {_LINK_FIXED_US:g}]",
     ),
@@ -80,7 +81,7 @@ _COST_OPTIONS = (
     option(
         _COSTS,
         "--prompt-token-ms",
-        type=FiniteFloat(min=0),
+        type=_NOT_NEGATIVE,
         metavar="X",
         help="Milliseconds of each token of a prompt.  [assumed: --token-ms, which is too long]",
     ),

@@ -24,7 +24,7 @@ def milliseconds(value: float | None) -> str:
     """Return milliseconds with four digits that matter, without the unit."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if 1000 <= value < 1e9 else f"{value:.4g}"
 
 
 def budget_text(budget: int, total: int) -> str:
