@@ -157,6 +157,7 @@ def test_without_predictions_the_guesses_are_assumed(folder, trace):
     record(bare, "--length", "16", "--samples", "1")
     curve = ("curve", "--points", "3", *SIMPLE)
     assert "--with-prefetch" in run(*curve, "--trace", bare).stdout
+    assert "prefetch is right" in as_json(run(*curve, "--trace", bare, "--json"))["assumed"][-1]
     assert "--with-prefetch" not in run(*curve, "--trace", bare, "--prefetch", "off").stdout
     assert "--with-prefetch" not in run(*curve, "--trace", trace).stdout
 
@@ -188,6 +189,16 @@ def test_the_cache_of_a_plan_does_what_was_predicted(made, trace, costs):
     table = run("simulate", "--trace", trace, *options).stdout
     assert f"hit rate    {100 * value['predicted']['hit_rate']:.1f} %\n" in table
     assert len(table.splitlines()) == 6 + 1 + 8
+
+
+@pytest.mark.parametrize("options", [("100%",), ("40%", "--policy", "off")], ids=str)
+def test_without_a_cache_there_is_no_hit_rate(trace, options):
+    done = run("simulate", "--trace", trace, *SIMPLE, "--budget", *options)
+    assert done.returncode == 0, done.stderr
+    value = as_json(run("simulate", "--trace", trace, *SIMPLE, "--json", "--budget", *options))
+    hit_rate = value["cache"]["total"]["hit_rate"]
+    expected = "-" if hit_rate is None else f"{100 * hit_rate:.1f} %"
+    assert f"hit rate    {expected}\n" in done.stdout
 
 
 def test_no_policy_beats_belady(trace):

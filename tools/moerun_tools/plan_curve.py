@@ -66,7 +66,7 @@ def curve_command(
     from moerun import Trace
     from moerun.planning import Geometry, budget_curve, layer_curves
     from moerun_tools.output_file import check_target, replace_file
-    from moerun_tools.plan_options import guesses_line
+    from moerun_tools.plan_options import assumed_guesses, assumed_line
     from moerun_tools.report import json_line
 
     geometry = Geometry.of_model(model, device)
@@ -75,7 +75,7 @@ def curve_command(
         if target is not None:
             check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
         curves = layer_curves(opened, policy)
-        notes = given.assumption_line + guesses_line(opened, prefetch == "on")
+        assumed = given.assumed + assumed_guesses(opened, prefetch == "on")
     curve = budget_curve(
         curves,
         cost_model,
@@ -91,10 +91,10 @@ def curve_command(
 
         replace_file(target, draw(lambda: budget_figure(curve, geometry.total_bytes), kind))
     if as_json:
-        write_out(json_line(_facts(curve, given, geometry.total_bytes)))
+        write_out(json_line(_facts(curve, assumed, geometry.total_bytes)))
         return
     text = _table(curve, geometry.total_bytes) + advice(curve, geometry.total_bytes) + "\n"
-    write_out(text + notes + ("" if output is None else f"picture: {output}\n"))
+    write_out(text + assumed_line(assumed) + ("" if output is None else f"picture: {output}\n"))
 
 
 def advice(curve: BudgetCurve, total: int) -> str:
@@ -117,7 +117,7 @@ def advice(curve: BudgetCurve, total: int) -> str:
     )
 
 
-def _facts(curve: BudgetCurve, given: GivenCosts, total: int) -> dict[str, Any]:
+def _facts(curve: BudgetCurve, assumed: list[str], total: int) -> dict[str, Any]:
     """Return what --json prints."""
     plan = curve.points[0].plan
     return {
@@ -128,7 +128,7 @@ def _facts(curve: BudgetCurve, given: GivenCosts, total: int) -> dict[str, Any]:
         "knee": curve.knee,
         "points": [_point(each) for each in curve.points],
         "advice": advice(curve, total),
-        "assumed": given.assumed,
+        "assumed": assumed,
     }
 
 

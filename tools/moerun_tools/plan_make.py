@@ -67,7 +67,7 @@ def make_command(
     from moerun.errors import InvalidArgumentError
     from moerun.planning import Geometry, layer_curves, make_plan, uniform_plan
     from moerun_tools.output_file import check_target, replace_file
-    from moerun_tools.plan_options import budget_bytes, guesses_line
+    from moerun_tools.plan_options import assumed_guesses, assumed_line, budget_bytes
     from moerun_tools.report import json_line
 
     target = Path(output).expanduser()
@@ -82,7 +82,7 @@ def make_command(
     with Trace.open(trace) as opened:
         check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
         curves = layer_curves(opened, policy)
-        notes = given.assumption_line + guesses_line(opened, prefetch == "on")
+        assumed = given.assumed + assumed_guesses(opened, prefetch == "on")
     options: dict[str, Any] = {"prefetch": prefetch == "on", "prompt_tokens": prompt_tokens}
     plan = make_plan(curves, cost_model, geometry, size, split=split, **options)
     uniform = uniform_plan(
@@ -90,12 +90,16 @@ def make_command(
     )
     replace_file(target, (plan.to_json() + "\n").encode())
     if as_json:
-        write_out(json_line(_facts(plan, uniform, geometry.total_bytes, given, output)))
+        write_out(json_line(_facts(plan, uniform, geometry.total_bytes, assumed, output)))
         return
-    write_out(_as_text(plan, uniform, geometry.total_bytes) + notes + f"plan: {output}\n")
+    write_out(
+        _as_text(plan, uniform, geometry.total_bytes) + assumed_line(assumed) + f"plan: {output}\n"
+    )
 
 
-def _facts(plan: Plan, uniform: Plan, total: int, given: GivenCosts, output: str) -> dict[str, Any]:
+def _facts(
+    plan: Plan, uniform: Plan, total: int, assumed: list[str], output: str
+) -> dict[str, Any]:
     """Return what --json prints."""
     return {
         "model": plan.model,
@@ -107,7 +111,7 @@ def _facts(plan: Plan, uniform: Plan, total: int, given: GivenCosts, output: str
         "predicted": plan.predicted.as_dict(),
         "uniform": uniform.predicted.as_dict(),
         "layers": [vars(layer) for layer in plan.layers],
-        "assumed": given.assumed,
+        "assumed": assumed,
         "plan": output,
     }
 

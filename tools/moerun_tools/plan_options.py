@@ -210,11 +210,6 @@ class GivenCosts:
             phrases.append("a token of a prompt takes as long as a decoded one (TTFT is too long)")
         return phrases
 
-    @property
-    def assumption_line(self) -> str:
-        """One line that says what is assumed; empty if nothing is."""
-        return f"assumed, not measured: {'; '.join(self.assumed)}\n" if self.assumed else ""
-
 
 def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) -> int:
     """Return the bytes that a budget such as 40% or 8GiB stands for, by the rules of moe-run.
@@ -229,11 +224,13 @@ def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) 
     return geometry.total_bytes if found["state"] == "resident" else int(found["budget_bytes"])
 
 
-def guesses_line(opened: Trace, prefetch: bool) -> str:
-    """Return one line where the quality of guesses is not known from the trace."""
+def assumed_guesses(opened: Trace, prefetch: bool) -> list[str]:
+    """Return the phrase that the quality of guesses is assumed, where the trace does not say."""
     if not prefetch or "prefetch_ids" in opened.tensors:
-        return ""
-    return (
-        "assumed, not measured: how often prefetch is right (record the trace with "
-        "moe-trace record --with-prefetch)\n"
-    )
+        return []
+    return ["how often prefetch is right (recorded by moe-trace record --with-prefetch)"]
+
+
+def assumed_line(phrases: list[str]) -> str:
+    """Return one line that says what is assumed; empty if nothing is."""
+    return f"assumed, not measured: {'; '.join(phrases)}\n" if phrases else ""

@@ -92,6 +92,7 @@ def simulate_command(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace, simulate
+    from moerun_tools.plan_options import assumed_line
     from moerun_tools.report import json_line
 
     with Trace.open(trace) as opened:
@@ -110,7 +111,7 @@ def simulate_command(
     if as_json:
         write_out(json_line({**result.to_dict(), "assumed": given.assumed}))
     else:
-        write_out(_as_text(result) + given.assumption_line)
+        write_out(_as_text(result) + assumed_line(given.assumed))
 
 
 def _as_text(result: Simulation) -> str:
