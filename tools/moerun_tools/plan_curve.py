@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moerun_tools.command import ToolCommand, write_out
-from moerun_tools.plan_options import GivenCosts, cost_options, model_options, plan_options
+from moerun_tools.plan_options import (
+    GivenCosts,
+    assumed_guesses,
+    assumed_line,
+    cost_options,
+    model_options,
+    plan_options,
+)
 from moerun_tools.trace_options import CONTEXT_SETTINGS, option
 
 if TYPE_CHECKING:
@@ -66,7 +73,6 @@ def curve_command(
     from moerun import Trace
     from moerun.planning import Geometry, budget_curve, layer_curves
     from moerun_tools.output_file import check_target, replace_file
-    from moerun_tools.plan_options import assumed_guesses, assumed_line
     from moerun_tools.report import json_line
 
     geometry = Geometry.of_model(model, device)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moerun_tools.command import ToolCommand, write_out
-from moerun_tools.plan_options import GivenCosts, cost_options, model_options, plan_options
+from moerun_tools.plan_options import (
+    GivenCosts,
+    assumed_guesses,
+    assumed_line,
+    budget_bytes,
+    cost_options,
+    model_options,
+    plan_options,
+)
 from moerun_tools.trace_options import CONTEXT_SETTINGS, option
 
 if TYPE_CHECKING:
@@ -67,7 +75,6 @@ def make_command(
     from moerun.errors import InvalidArgumentError
     from moerun.planning import Geometry, layer_curves, make_plan, uniform_plan
     from moerun_tools.output_file import check_target, replace_file
-    from moerun_tools.plan_options import assumed_guesses, assumed_line, budget_bytes
     from moerun_tools.report import json_line
 
     target = Path(output).expanduser()

@@ -8,7 +8,12 @@ import click
 
 from moerun_tools.cache_options import PREFETCH, split_list
 from moerun_tools.command import ToolCommand, write_out
-from moerun_tools.plan_options import GivenCosts, cost_options, model_options
+from moerun_tools.plan_options import (
+    GivenCosts,
+    assumed_line,
+    cost_options,
+    model_options,
+)
 from moerun_tools.trace_options import CONTEXT_SETTINGS, option
 
 if TYPE_CHECKING:
@@ -92,7 +97,6 @@ def simulate_command(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace, simulate
-    from moerun_tools.plan_options import assumed_line
     from moerun_tools.report import json_line
 
     with Trace.open(trace) as opened:
@@ -123,8 +127,11 @@ def _as_text(result: Simulation) -> str:
     facts = result.to_dict()
     tpot, ttft = facts["tpot_s"], facts["ttft_s"]
     times = ", ".join(f"{name} {milliseconds(1e3 * value)}" for name, value in tpot.items())
+    state = f"policy {cache['policy']}, prefetch {cache['prefetch']}"
+    if cache["state"] == "resident":
+        state = "none, every expert is in memory"
     rows = [
-        ("cache", f"{cache['state']}, policy {cache['policy']}, prefetch {cache['prefetch']}"),
+        ("cache", state),
         ("hit rate", "-" if result.hit_rate is None else f"{percent(result.hit_rate)} %"),
         ("TPOT (ms)", f"{times}; {as_rate(facts['tokens_per_s'])} tok/s"),
         ("TTFT (ms)", "-" if ttft["mean"] is None else _first(ttft)),
