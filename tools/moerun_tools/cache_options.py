@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -12,10 +12,10 @@ from moerun_tools.command import FiniteFloat, GroupedOption
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _GROUP = "Expert cache"
-_PREFETCH: dict[str, bool | str] = {"on": True, "off": False, "auto": "auto"}
+PREFETCH: dict[str, bool | Literal["auto"]] = {"on": True, "off": False, "auto": "auto"}
 
 
-def _split_list(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+def split_list(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
     """Return one number from 0 to 1, or several that had commas between them, as a list."""
     if value is None:
         return None
@@ -44,7 +44,7 @@ _OPTIONS = (
         cls=GroupedOption,
         group=_GROUP,
         metavar="X[,X...]",
-        callback=_split_list,
+        callback=split_list,
         help="Share of a cached expert that stays in memory: one number from 0 to 1, or one for "
         "each layer with experts.  [default: 1]",
     ),
@@ -52,7 +52,7 @@ _OPTIONS = (
         "--prefetch",
         cls=GroupedOption,
         group=_GROUP,
-        type=click.Choice(list(_PREFETCH)),
+        type=click.Choice(list(PREFETCH)),
         help="Read what the next layer will probably need; auto while it pays.  [default: auto]",
     ),
     click.option(
@@ -120,7 +120,7 @@ def cache_arguments(
         "expert_budget": expert_budget,
         "policy": policy,
         "split": split,
-        "prefetch": None if prefetch is None else _PREFETCH[prefetch],
+        "prefetch": None if prefetch is None else PREFETCH[prefetch],
         "plan": plan,
         "pack": pack,
         "pin_limit": pin_limit,

@@ -1,4 +1,4 @@
-"""The figures of moe-metrics: each function draws one picture of the traces it is given."""
+"""The figures of the tools: each function draws one picture of what it is given."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def render(
         if figure is None:
             return None
         return {kind: _saved(figure, kind) for kind in formats}
+
+
+def draw(figure: Callable[[], Figure], kind: str) -> bytes:
+    """Draw one figure and return it in a format."""
+    with figure_style():
+        return _saved(figure(), kind)
 
 
 def inline_svg(name: str, svg: bytes) -> str:

@@ -1,0 +1,174 @@
+"""moe-plan curve: what more memory would bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moerun_tools.command import ToolCommand, write_out
+from moerun_tools.plan_options import (
+    GivenCosts,
+    assumed_guesses,
+    assumed_line,
+    cost_options,
+    model_options,
+    plan_options,
+)
+from moerun_tools.trace_options import CONTEXT_SETTINGS, option
+
+if TYPE_CHECKING:
+    from moerun.planning import BudgetCurve, BudgetPoint
+
+_EPILOG = """\b
+Examples:
+  moe-plan curve --trace t.safetensors --link-gb-per-s 1.5 --token-ms 2
+  moe-plan curve --trace t.safetensors --costs costs.json --policy lru -o curve.png
+  moe-plan curve --trace t.safetensors --costs costs.json --points 50 --json | jq .knee
+"""
+
+
+@click.command(
+    "curve",
+    cls=ToolCommand,
+    short_help="Show what each budget would bring.",
+    epilog=_EPILOG,
+    context_settings=CONTEXT_SETTINGS,
+)
+@model_options
+@plan_options
+@option(
+    "Cache",
+    "--points",
+    type=click.IntRange(min=2, max=1000),
+    default=16,
+    metavar="N",
+    help="Budgets, from the smallest that works to every expert.",
+)
+@cost_options
+@option("Output", "-o", "--output", metavar="FILE", help="Draw the curve to a .png or .svg.")
+@option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object.")
+def curve_command(
+    model: str | None,
+    trace: str,
+    policy: str,
+    split: float | None,
+    prefetch: str,
+    device: str,
+    prompt_tokens: int,
+    points: int,
+    output: str | None,
+    as_json: bool,
+    **costs: Any,
+) -> None:
+    """Plan for budgets from the smallest to every expert, and find where more stops to pay."""
+    given = GivenCosts(**costs)
+    target = None if output is None else Path(output).expanduser()
+    kind = "" if target is None else target.suffix.lower().removeprefix(".")
+    if target is not None and kind not in ("png", "svg"):
+        raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
+
+    # Imported here, so that --help and wrong usage answer at once.
+    from moerun import Trace
+    from moerun.planning import Geometry, budget_curve, layer_curves
+    from moerun_tools.output_file import check_target, replace_file
+    from moerun_tools.report import json_line
+
+    geometry = Geometry.of_model(model, device)
+    cost_model = given.model(len(geometry.moe_layers))
+    with Trace.open(trace) as opened:
+        if target is not None:
+            check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
+        curves = layer_curves(opened, policy)
+        assumed = given.assumed + assumed_guesses(opened, prefetch == "on")
+    curve = budget_curve(
+        curves,
+        cost_model,
+        geometry,
+        points=points,
+        prefetch=prefetch == "on",
+        split=split,
+        prompt_tokens=prompt_tokens,
+    )
+    if target is not None:
+        from moerun_tools.figures import draw
+        from moerun_tools.figures.budget import budget_figure
+
+        replace_file(target, draw(lambda: budget_figure(curve, geometry.total_bytes), kind))
+    if as_json:
+        write_out(json_line(_facts(curve, assumed, geometry.total_bytes)))
+        return
+    text = _table(curve, geometry.total_bytes) + advice(curve, geometry.total_bytes) + "\n"
+    write_out(text + assumed_line(assumed) + ("" if output is None else f"picture: {output}\n"))
+
+
+def advice(curve: BudgetCurve, total: int) -> str:
+    """Return one sentence: what to set."""
+    from moerun_tools.plan_table import budget_text, milliseconds
+
+    first, knee, last = curve.points[0], curve.points[curve.knee], curve.points[-1]
+    fastest = milliseconds(last.plan.predicted.tpot_ms)
+    if first.plan.predicted.tpot_ms <= last.plan.predicted.tpot_ms:
+        return f"More memory saves no time: set --budget {first.budget_bytes}."
+    if curve.knee == 0:
+        return (
+            "There is no knee, all memory pays alike: set as much as there is, at most "
+            f"{total} bytes ({fastest} ms a token)."
+        )
+    return (
+        f"Set --budget {knee.budget_bytes}, {budget_text(knee.budget_bytes, total)}: "
+        f"{milliseconds(knee.plan.predicted.tpot_ms)} ms a token, {fastest} ms with all of them; "
+        "beyond it, memory saves less time than up to there."
+    )
+
+
+def _facts(curve: BudgetCurve, assumed: list[str], total: int) -> dict[str, Any]:
+    """Return what --json prints."""
+    plan = curve.points[0].plan
+    return {
+        "model": plan.model,
+        "policy": plan.policy,
+        "prefetch": plan.prefetch,
+        "total_expert_bytes": total,
+        "knee": curve.knee,
+        "points": [_point(each) for each in curve.points],
+        "advice": advice(curve, total),
+        "assumed": assumed,
+    }
+
+
+def _point(point: BudgetPoint) -> dict[str, Any]:
+    return {
+        "budget_bytes": point.budget_bytes,
+        **point.plan.predicted.as_dict(),
+        "uniform_tpot_ms": point.uniform_tpot_ms,
+        "optimal_hit_rate": point.optimal_hit_rate,
+        "optimal_tpot_ms": point.optimal_tpot_ms,
+    }
+
+
+def _table(curve: BudgetCurve, total: int) -> str:
+    from moerun_tools.plan_table import columns, milliseconds, percent
+    from moerun_tools.units import as_binary, as_percent
+
+    plan = curve.points[0].plan
+    names = ("budget", "% of all", "hit rate", "TPOT", "uniform", "TTFT", "optimal hits", "TPOT")
+    rows: list[tuple[str, ...]] = [(*names, ""), ("", "", "%", "ms", "ms", "ms", "%", "ms", "")]
+    for index, point in enumerate(curve.points):
+        predicted = point.plan.predicted
+        rows.append(
+            (
+                as_binary(point.budget_bytes),
+                as_percent(point.budget_bytes, total),
+                percent(predicted.hit_rate),
+                milliseconds(predicted.tpot_ms),
+                milliseconds(point.uniform_tpot_ms),
+                milliseconds(predicted.ttft_ms),
+                percent(point.optimal_hit_rate),
+                milliseconds(point.optimal_tpot_ms),
+                "<- knee" if index == curve.knee and index else "",
+            )
+        )
+    heading = f"{plan.model}, {plan.policy}, prefetch {plan.prefetch}, predicted:\n"
+    return heading + columns(rows)

@@ -1,0 +1,236 @@
+"""What the commands of moe-plan have in common: the model, the trace, the costs, the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from moerun_tools.command import FiniteFloat
+from moerun_tools.trace_options import option
+
+if TYPE_CHECKING:
+    from moerun import Trace
+    from moerun.planning import CostModel, Geometry
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_COSTS = "Costs: a file, or the first two of the others"
+# Where only a token's time is given. Attention and the head read a small part of what experts do.
+_EXPERT_SHARE = 0.7
+_LINK_FIXED_US = 50.0
+
+_POSITIVE = FiniteFloat(min=1e-6, max=1e6)
+_NOT_NEGATIVE = FiniteFloat(min=0, max=1e6)
+
+_MODEL_OPTIONS = (
+    option(
+        "Input",
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="Directory or Hugging Face repository id.  [default: the shipped tiny-olmoe]",
+    ),
+    option(
+        "Input",
+        "--trace",
+        metavar="TRACE",
+        required=True,
+        help="Routing of the model: a file that moe-trace wrote, or a folder with one trace.",
+    ),
+)
+
+_COST_OPTIONS = (
+    option(
+        _COSTS,
+        "--costs",
+        metavar="FILE",
+        help="JSON file of a moerun.planning.CostModel (docs/planning.md).",
+    ),
+    option(
+        _COSTS,
+        "--link-gb-per-s",
+        type=_POSITIVE,
+        metavar="X",
+        help="Rate at which experts come from the slow tier, in 10^9 bytes a second.",
+    ),
+    option(
+        _COSTS,
+        "--token-ms",
+        type=_POSITIVE,
+        metavar="Y",
+        help="Milliseconds of a decoded token with every expert in memory.",
+    ),
+    option(
+        _COSTS,
+        "--link-fixed-us",
+        type=_NOT_NEGATIVE,
+        metavar="X",
+        help=f"Microseconds that each transfer takes besides.  [assumed: {_LINK_FIXED_US:g}]",
+    ),
+    option(
+        _COSTS,
+        "--expert-share",
+        type=FiniteFloat(min=0, max=1),
+        metavar="X",
+        help=f"Share of --token-ms that experts take.  [assumed: {_EXPERT_SHARE:g}]",
+    ),
+    option(
+        _COSTS,
+        "--prompt-token-ms",
+        type=_NOT_NEGATIVE,
+        metavar="X",
+        help="Milliseconds of each token of a prompt.  [assumed: --token-ms, which is too long]",
+    ),
+)
+
+_PLAN_OPTIONS = (
+    option(
+        "Cache",
+        "--policy",
+        type=click.Choice(["lru", "lfu", "lcp", "static"]),
+        default="lcp",
+        help="Which expert makes room for another.",
+    ),
+    option(
+        "Cache",
+        "--split",
+        type=FiniteFloat(min=0, max=1),
+        metavar="X",
+        help="Share of a cached expert that stays in memory.  [default: chosen for each layer]",
+    ),
+    option(
+        "Cache",
+        "--prefetch",
+        type=click.Choice(["on", "off"]),
+        default="on",
+        help="Whether the cache is to read ahead.",
+    ),
+    option(
+        "Cache",
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        help="Where the model will run.",
+    ),
+    option(
+        "Cache",
+        "--prompt-tokens",
+        type=click.IntRange(min=1, max=2**31),
+        default=512,
+        metavar="N",
+        help="Length of the prompt of the predicted time to first token.",
+    ),
+)
+
+
+def _adds(options: tuple[Callable[[Any], Any], ...]) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
+        for each in reversed(options):
+            function = each(function)
+        return function
+
+    return add
+
+
+model_options = _adds(_MODEL_OPTIONS)
+cost_options = _adds(_COST_OPTIONS)
+plan_options = _adds(_PLAN_OPTIONS)
+
+
+@dataclass(frozen=True)
+class GivenCosts:
+    """The options about costs, as they were given.
+
+    Raises:
+        click.UsageError: they are too few, or exclude each other.
+    """
+
+    costs: str | None
+    link_gb_per_s: float | None
+    token_ms: float | None
+    link_fixed_us: float | None
+    expert_share: float | None
+    prompt_token_ms: float | None
+
+    def __post_init__(self) -> None:
+        others = {name: value for name, value in vars(self).items() if name != "costs"}
+        given = [name for name, value in others.items() if value is not None]
+        if self.costs is not None:
+            if given:
+                flag = given[0].replace("_", "-")
+                raise click.UsageError(f"--costs and --{flag} exclude each other.")
+        elif self.link_gb_per_s is None or self.token_ms is None:
+            raise click.UsageError(
+                "what the machine takes is not known: give --costs FILE, or --link-gb-per-s and "
+                "--token-ms."
+            )
+
+    def model(self, num_layers: int) -> CostModel:
+        """Return the costs of a model with so many layers with experts."""
+        from moerun.errors import FileError, FormatError
+        from moerun.planning import CostModel
+
+        if self.costs is not None:
+            try:
+                text = Path(self.costs).expanduser().read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise FormatError(f"{self.costs} is not a cost model: it is not text") from None
+            except OSError as error:
+                raise FileError(f"cannot read the costs {self.costs}: {error.strerror}") from error
+            return CostModel.from_json(text, self.costs)
+        assert self.link_gb_per_s is not None and self.token_ms is not None
+        token_s = 1e-3 * self.token_ms
+        share = _EXPERT_SHARE if self.expert_share is None else self.expert_share
+        prompt_ms = self.token_ms if self.prompt_token_ms is None else self.prompt_token_ms
+        fixed_us = _LINK_FIXED_US if self.link_fixed_us is None else self.link_fixed_us
+        return CostModel(
+            attention_s=(token_s * (1 - share) / num_layers,) * num_layers,
+            moe_s=(token_s * share / num_layers,) * num_layers,
+            prompt_s=(1e-3 * prompt_ms / num_layers,) * num_layers,
+            head_s=0.0,
+            link_fixed_s=1e-6 * fixed_us,
+            link_bytes_per_s=1e9 * self.link_gb_per_s,
+        )
+
+    @property
+    def assumed(self) -> list[str]:
+        """What nobody measured, a phrase each; empty with a file."""
+        if self.costs is not None:
+            return []
+        phrases = ["all layers take the same time, and the head none"]
+        if self.link_fixed_us is None:
+            phrases.append(f"a transfer takes {_LINK_FIXED_US:g} µs besides its bytes")
+        if self.expert_share is None:
+            phrases.append(f"experts are {_EXPERT_SHARE:.0%} of a token's time")
+        if self.prompt_token_ms is None:
+            phrases.append("a token of a prompt takes as long as a decoded one (TTFT is too long)")
+        return phrases
+
+
+def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) -> int:
+    """Return the bytes that a budget such as 40% or 8GiB stands for, by the rules of moe-run.
+
+    Raises:
+        InvalidArgumentError: it is no budget.
+        OutOfMemoryError: it is smaller than the smallest that works.
+    """
+    from moerun import dry_run
+
+    found = dry_run(model, device, expert_budget=text)
+    return geometry.total_bytes if found["state"] == "resident" else int(found["budget_bytes"])
+
+
+def assumed_guesses(opened: Trace, prefetch: bool) -> list[str]:
+    """Return the phrase that the quality of guesses is assumed, where the trace does not say."""
+    if not prefetch or "prefetch_ids" in opened.tensors:
+        return []
+    return ["how often prefetch is right (recorded by moe-trace record --with-prefetch)"]
+
+
+def assumed_line(phrases: list[str]) -> str:
+    """Return one line that says what is assumed; empty if nothing is."""
+    return f"assumed, not measured: {'; '.join(phrases)}\n" if phrases else ""
