@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/error.h"
+
 namespace moerun {
 namespace {
 
@@ -51,6 +53,10 @@ void DecodeGraph::record(const Decoder::Pass& pass) {
 
 void DecodeGraph::run(const Decoder::Pass& pass, std::span<float> logits) {
   if (pass.between_layers != nullptr) (*pass.between_layers)();
+  if (work_ && !work_->is_current()) {
+    work_.reset();
+    has_run_ = false;
+  }
   if (!has_run_) {  // memory for scratch is taken while nothing is recorded
     decoder_.run(pass);
     if (!logits.empty()) {
@@ -60,7 +66,16 @@ void DecodeGraph::run(const Decoder::Pass& pass, std::span<float> logits) {
     has_run_ = true;
     return;
   }
-  if (!serves(pass)) record(pass);
+  if (!serves(pass)) {
+    try {
+      record(pass);
+    } catch (const DeviceError& error) {
+      // Somebody else in the process may have waited for the whole device, which no recording
+      // bears.
+      if (error.needs_restart()) throw;
+      record(pass);
+    }
+  }
   host_input_->as<std::int32_t>()[0] = pass.token_ids.front();
   host_input_->as<std::int32_t>()[1] = static_cast<std::int32_t>(pass.first_position);
   work_->run();

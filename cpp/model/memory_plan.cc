@@ -12,6 +12,8 @@ namespace moerun {
 namespace {
 
 constexpr std::size_t kReserveBytes = std::size_t{256} << 20;
+// Some six blocks a layer, of which each loses 1 MiB on average where pages have two.
+constexpr std::size_t kRoundedPerLayer = std::size_t{6} << 20;
 // A small card cannot spare as much.
 constexpr std::size_t kMaxReserveShare = 16;
 // A context is seldom used to its end, and on the host a KV cache takes memory only as it fills.
@@ -45,7 +47,9 @@ MemoryNeeds needs_on_device(const ModelConfig& config, const ModelWeights& weigh
   needs.kv_cache = KvCache::bytes_for(config, context_length);
   needs.activations = Workspace::device_bytes_for(config, max_tokens);
   needs.scratch = backend.scratch_bytes_for(shape);
-  needs.reserve = std::min(kReserveBytes, memory.total_bytes / kMaxReserveShare);
+  // Devices round every block of memory up, and note every page of the host's that is page-locked.
+  const std::size_t extra = kRoundedPerLayer * weights.layers.size() + weights.expert_bytes() / 512;
+  needs.reserve = std::min(kReserveBytes + extra, memory.total_bytes / kMaxReserveShare);
   return needs;
 }
 

@@ -180,6 +180,17 @@ void Model::close(const DeviceError& cause) noexcept {
   if (!failure_) failure_ = cause;
 }
 
+void Model::make_current() noexcept {
+  try {
+    plan_.backend->make_current();
+  } catch (...) {  // what is freed then fails, too, and frees what it can
+  }
+}
+
+Model::~Model() {
+  if (plan_.backend) make_current();
+}
+
 void Model::return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept {
   const std::lock_guard lock(memory_mutex_);
   idle_memory_ = std::move(memory);  // of two that end, one is enough

@@ -90,6 +90,7 @@ ModelPlan plan_model(const std::filesystem::path& path, const ModelOptions& opti
 // One model may be used from several threads; their steps take turns.
 class Model {
  public:
+  ~Model();
   // `path`: a directory with config.json and safetensors. Throws FileError, FormatError,
   // UnsupportedModel, OutOfMemory, InvalidArgument, DeviceError, and what `progress` throws.
   static std::shared_ptr<Model> load(const std::filesystem::path& path, const ModelOptions& options,
@@ -138,6 +139,8 @@ class Model {
  private:
   friend class Session;
   void close(const DeviceError& cause) noexcept;
+  // For destructors, which may run on any thread.
+  void make_current() noexcept;
   // Everything that uses the device goes through this.
   template <typename Body>
   auto on_device(Body&& body) {

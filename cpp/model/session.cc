@@ -20,6 +20,7 @@ Session::Session(std::shared_ptr<Model> model)
 }
 
 Session::~Session() {
+  model_->make_current();
   graph_.reset();  // recorded on a stream that goes back
   model_->return_pass_memory(std::move(memory_));
 }
@@ -37,7 +38,22 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
   const std::lock_guard lock(model_->step_mutex_);
-  model_->on_device([&] { run(token_ids, logits, between_layers, record); });
+  model_->on_device([&] {
+    try {
+      run(token_ids, logits, between_layers, record);
+    } catch (...) {
+      settle();
+      throw;
+    }
+  });
+}
+
+// The next session's stream knows nothing of this one, and both use the expert cache.
+void Session::settle() noexcept {
+  try {
+    memory_->stream->synchronize();
+  } catch (...) {  // what interrupted the pass is what is reported
+  }
 }
 
 void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logits,
@@ -72,8 +88,7 @@ void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logi
     }
     num_tokens_ += count;
   }
-  // The next session's stream knows nothing of this one, and both use the expert cache.
-  memory_->stream->synchronize();
+  memory_->stream->synchronize();  // see settle()
 }
 
 void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& record) {

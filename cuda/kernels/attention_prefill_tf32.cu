@@ -173,7 +173,8 @@ MOERUN_DEVICE void softmax(unsigned first_key, TileScores& scores, Rows<kDim>& r
       MOERUN_UNROLL
       for (unsigned i = 0; i < 2; ++i) {
         float& own = scores[n][half * 2 + i];
-        own = is_empty ? 0.0f : float_of(round_to_tf32(exp2f(own - largest)));
+        // As a float, too: what tf32 leaves of the low bits is for the hardware to say.
+        own = is_empty ? 0.0f : float_of(round_to_tf32(exp2f(own - largest)) & 0xffffe000u);
         sum += own;
       }
     }

@@ -121,10 +121,12 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 1) choose_kernel(ChooseArguments 
     const float product = product_of(router.gate_dtype, router.gate, x, router.cols);
     if (lane() == 0) router.memory->gate = product;
   }
-  fence_for_device();
   sync_block();
   if (thread_x() == 0) {
-    *shared.is_last = add_atomically(&router.memory->num_done, 1) + 1 == num_blocks ? 1 : 0;
+    fence_for_device();  // for the whole block, whose writes the barrier has put before it
+    const bool is_last = add_atomically(&router.memory->num_done, 1) + 1 == num_blocks;
+    fence_for_device();
+    *shared.is_last = is_last ? 1 : 0;
   }
   sync_block();
   if (*shared.is_last == 0 || warp() != 0) return;
@@ -141,9 +143,10 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 1) choose_kernel(ChooseArguments 
     *router.memory = {};  // for the next launch
   }
   if (router.announcement.flag == nullptr) return;
-  fence_for_host();
   sync_warp();
-  if (lane() == 0) store_for_host(router.announcement.flag, router.announcement.value);
+  if (lane() != 0) return;
+  fence_for_host();
+  store_for_host(router.announcement.flag, router.announcement.value);
 }
 
 Router router_of(const RouteRequest& request) {

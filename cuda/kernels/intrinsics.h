@@ -93,7 +93,7 @@ MOERUN_DEVICE float load_fresh(const float* address) { return __ldcg(address); }
 MOERUN_DEVICE void fence_for_device() { __threadfence(); }
 MOERUN_DEVICE void fence_for_host() { __threadfence_system(); }
 MOERUN_DEVICE void store_for_host(std::uint32_t* address, std::uint32_t value) {
-  *static_cast<volatile std::uint32_t*>(address) = value;
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 // Returns what was there.
 MOERUN_DEVICE std::uint32_t add_atomically(std::uint32_t* address, std::uint32_t value) {

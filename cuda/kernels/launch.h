@@ -87,6 +87,7 @@ void launch(StreamHandle stream, const LaunchShape& shape, const Arguments& argu
   if (shape.shared_bytes > kSharedBytesOfAll) {
     allow_shared_bytes<kKernel>(shape.shared_bytes, name);
   }
+  (void)cudaGetLastError();  // of a call whose failure nobody could be told of
   const dim3 blocks(shape.blocks_x, shape.blocks_y, shape.blocks_z);
   kKernel<<<blocks, shape.threads, shape.shared_bytes, static_cast<cudaStream_t>(stream.value)>>>(
       arguments);

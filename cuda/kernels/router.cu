@@ -83,9 +83,10 @@ MOERUN_KERNEL send_kernel(SendArguments a) {
     a.to.expert_ids[i] = a.from.expert_ids[i];
     a.to.expert_weights[i] = a.from.expert_weights[i];
   }
-  fence_for_host();
   sync_block();
-  if (thread_x() == 0) store_for_host(a.flag, a.value);
+  if (thread_x() != 0) return;
+  fence_for_host();  // for the whole block, whose writes the barrier has put before it
+  store_for_host(a.flag, a.value);
 }
 
 template <RouterKind kKind>

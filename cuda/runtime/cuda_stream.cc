@@ -18,6 +18,13 @@ CudaStream::CudaStream()
   fill_with_zeros(router_memory_);
 }
 
+CudaStream::~CudaStream() {
+  try {
+    stream_.synchronize();  // before its memory goes
+  } catch (...) {           // the device has failed, and has said so to a call that can throw
+  }
+}
+
 void CudaStream::synchronize() {
   stream_.synchronize();
   num_staged_ = 0;
@@ -78,10 +85,11 @@ std::byte* CudaStream::grouping(std::size_t bytes) {
 
 std::byte* CudaStream::grown(DeviceMemory& memory, std::size_t bytes, std::string_view what) {
   if (memory.size() < bytes) {
-    synchronize();  // what is under way may still use the old one
+    if (is_recording_) throw Error("scratch memory cannot grow in a recording");
+    synchronize();         // what is under way may still use the old one
+    ++memory_generation_;  // also where the new one is refused
     memory = {};
     memory = DeviceMemory(bytes, what);
-    ++memory_generation_;
   }
   return memory.data();
 }

@@ -18,6 +18,7 @@ class CudaStream final : public Stream {
   static constexpr std::size_t kStagingBytes = 1 << 20;
 
   CudaStream();
+  ~CudaStream() override;
 
   void synchronize() override;
   std::size_t scratch_bytes() const override;

@@ -15,6 +15,9 @@ std::unique_ptr<Backend> make_cuda_backend() {
   return backend;
 }
 
-CudaBandwidth measure_cuda_bandwidth(std::size_t bytes) { return cuda::measure_bandwidth(bytes); }
+CudaBandwidth measure_cuda_bandwidth(std::size_t bytes) {
+  make_cuda_backend();  // makes its device the current one, or says why there is none
+  return cuda::measure_bandwidth(bytes);
+}
 
 }  // namespace moerun

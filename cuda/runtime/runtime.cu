@@ -145,8 +145,12 @@ void DeviceGraph::launch() {
 }
 
 void fill_with_zeros(const DeviceMemory& memory) {
-  check(cudaMemset(memory.data(), 0, memory.size()), "filling memory");
-  check(cudaDeviceSynchronize(), "filling memory");  // other streams do not wait for it
+  if (memory.size() == 0) return;
+  // Waiting for the whole device would break what another thread records.
+  DeviceStream stream;
+  check(cudaMemsetAsync(memory.data(), 0, memory.size(), stream_of(stream.handle())),
+        "filling memory");
+  stream.synchronize();
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "model/forward.h"
 #include "model/generation.h"
+#include "model/session.h"
 #include "model/trace_routing.h"
 #include "on_device.h"
 #include "random_weights.h"
@@ -169,6 +170,37 @@ TEST("predictions that are recorded on the device are those of the CPU") {
     const auto model = Model::load(kModel, device);
     CHECK(trace_routing(model, prompt, options).prefetch_ids == expected.prefetch_ids);
     CHECK(trace_decoding(model, prompt, 4, {}, options).prefetch_ids == decoded.prefetch_ids);
+  }
+}
+
+TEST("an interrupted sequence leaves nothing under way that another one could meet") {
+  ModelOptions options = on_device("60%");
+  options.experts.prefetch = "on";
+  const auto model = Model::load(kModel, options);
+  const auto vocab = static_cast<std::size_t>(model->config().vocab_size);
+  const auto prompt = some_tokens(3);
+  const auto decode = [&](Session& session, std::int32_t token, const Checkpointer& checkpointer) {
+    std::vector<float> logits(vocab);
+    session.append({&token, 1}, logits, checkpointer);
+    return logits;
+  };
+  std::vector<std::vector<float>> expected;
+  {
+    Session alone(model);
+    alone.append(prompt, {}, {});
+    for (std::int32_t i = 0; i < 6; ++i) expected.push_back(decode(alone, 700 + 31 * i, {}));
+  }
+  Session other(model);
+  other.append(prompt, {}, {});
+  for (std::int32_t i = 0; i < 6; ++i) {
+    Session interrupted(model);
+    interrupted.append(prompt, {}, {});
+    int calls = 0;
+    const Checkpointer stop = [&] {
+      if (++calls == 4 + i % 4) throw Interrupted("stop");
+    };
+    CHECK_THROWS(Interrupted, (decode(interrupted, 700 + 31 * i, stop), 0), "stop");
+    CHECK(decode(other, 700 + 31 * i, {}) == expected[static_cast<std::size_t>(i)]);
   }
 }
 
