@@ -7,9 +7,12 @@ import math
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class GroupedOption(click.Option):
@@ -31,6 +34,27 @@ class FiniteFloat(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def version_option(tool: str) -> Callable[[_Function], _Function]:
+    """`--version`, which prints the name of the tool and the version of moerun."""
+
+    def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            from moerun import __version__
+
+            click.echo(f"{tool} {__version__}")
+            ctx.exit()
+
+    return click.option(
+        "--version",
+        cls=GroupedOption,
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=print_version,
+        help="Print the version.",
+    )
 
 
 class ToolCommand(click.Command):

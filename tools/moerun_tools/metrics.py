@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from moerun_tools.command import GroupedOption, ToolCommand, write_out
+from moerun_tools.command import GroupedOption, ToolCommand, version_option, write_out
 
 if TYPE_CHECKING:
     from moerun_tools.metrics_compute import Progress, Settings
@@ -64,14 +64,6 @@ def _folder(ctx: click.Context, param: click.Parameter, value: str | None) -> Pa
     if value == "":
         raise click.BadParameter("the name is empty.")
     return None if value is None else Path(value)
-
-
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from moerun import __version__
-
-        click.echo(f"moe-metrics {__version__}")
-        ctx.exit()
 
 
 def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function], _Function]:
@@ -138,15 +130,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "Output", "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
 @_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
-@_option(
-    "Other",
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the version.",
-)
+@version_option("moe-metrics")
 def main(
     traces: tuple[str, ...],
     segment_lengths: tuple[int, ...],

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from moerun_tools.command import version_option
 from moerun_tools.plan_curve import curve_command
 from moerun_tools.plan_make import make_command
 from moerun_tools.plan_simulate import simulate_command
@@ -24,27 +25,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 """
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from moerun import __version__
-
-        click.echo(f"moe-plan {__version__}")
-        ctx.exit()
-
-
 @click.group(
     name="moe-plan",
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the version.",
-)
+@version_option("moe-plan")
 def main(**_: Any) -> None:
     """Say from a trace what a cache of experts would bring, and plan one. Loads no weights."""
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from moerun_tools.cache_options import cache_arguments, cache_options
-from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, write_out
+from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, version_option, write_out
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,14 +48,6 @@ class _DeviceName(click.Choice):  # type: ignore[type-arg]
             if value in _moerun.DEVICES:
                 return value
         return super().convert(value, param, ctx)
-
-
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from moerun import __version__
-
-        click.echo(f"moe-run {__version__}")
-        ctx.exit()
 
 
 def _check_cpu_kernels(name: str) -> None:
@@ -201,15 +193,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
 )
 @_option("Output", "--stats", is_flag=True, help="Print at the end what the expert cache did.")
 @_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing lines.")
-@_option(
-    "Other",
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the version.",
-)
+@version_option("moe-run")
 def main(
     prompt: str | None,
     file: str | None,

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from moerun_tools.command import version_option
 from moerun_tools.trace_import import import_command
 from moerun_tools.trace_info import info_command
 from moerun_tools.trace_record import record_command
@@ -22,27 +23,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 """
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from moerun import __version__
-
-        click.echo(f"moe-trace {__version__}")
-        ctx.exit()
-
-
 @click.group(
     name="moe-trace",
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the version.",
-)
+@version_option("moe-trace")
 def main(**_: Any) -> None:
     """Record which experts the tokens of a text use, in files that moe-metrics reads."""
 
