@@ -8,22 +8,157 @@
 namespace moerun {
 namespace {
 
-// Experts named in advance that arrive within `window`: the m at which the fetches of the first m
-// add up to it, a part of one counting as a part.
-double ready_in(double window, double fetch_s, double most) {
-  if (fetch_s <= 0) return most;
-  return std::min(most, window / fetch_s);
+// A layer with one setting of its cache.
+struct Cached {
+  const LayerModel& layer;
+  std::size_t slots = 0;
+  double split = 0;
+  TransferSize whole;   // what an expert takes of which nothing is there,
+  TransferSize bottom;  // and one whose top is
+  double whole_s = 0;
+  double bottom_s = 0;
+
+  double hit_rate() const { return split > 0 ? layer.hit_rate[slots] : 0; }
+  double in_table(const std::vector<double>& table, std::size_t row) const {
+    return table[row * layer.hit_rate.size() + slots];
+  }
+  // Of the r-th guess: that all of it has to be fetched; and that this is of use.
+  double absent(std::size_t r) const {
+    return layer.absent.empty() ? 1 - hit_rate() : in_table(layer.absent, r);
+  }
+  double absent_right(std::size_t r) const {
+    return layer.absent_right.empty() ? layer.correctness[r] * (1 - hit_rate())
+                                      : in_table(layer.absent_right, r);
+  }
+  // Chance that x experts of a token have no slot.
+  std::vector<double> missing() const;
+};
+
+// Chances of 0 ... count successes.
+std::vector<double> binomial(std::size_t count, double chance) {
+  std::vector<double> result(count + 1, 0);
+  if (chance >= 1) {
+    result[count] = 1;
+    return result;
+  }
+  result[0] = std::pow(1 - chance, static_cast<double>(count));
+  for (std::size_t x = 1; x <= count; ++x) {
+    result[x] = result[x - 1] * static_cast<double>(count - x + 1) / static_cast<double>(x) *
+                chance / (1 - chance);
+  }
+  return result;
 }
 
-// Sum of the first m entries, m need not be whole.
-double sum_of_first(std::span<const double> values, double m) {
-  double sum = 0;
-  for (const double value : values) {
-    if (m <= 0) break;
-    sum += value * std::min(1.0, m);
-    m -= 1;
+std::vector<double> Cached::missing() const {
+  if (layer.missing.empty()) return binomial(layer.top_k, 1 - hit_rate());
+  std::vector<double> result(layer.top_k + 1);
+  for (std::size_t x = 0; x <= layer.top_k; ++x) result[x] = in_table(layer.missing, x);
+  return result;
+}
+
+// What was fetched in advance for a token, on average.
+struct Ahead {
+  double num_ready = 0;
+  double bytes = 0;
+  double whole = 0;    // experts of use that had no slot
+  double bottoms = 0;  // bottoms of use
+  double delay_s = 0;  // demand waits for a piece of a wrong one that is under way
+};
+
+// How much of a transfer is done within a time; all of it if there is nothing to transfer.
+double part_done(double time_s, double transfer_s) {
+  if (transfer_s <= 0) return 1;
+  return std::clamp(time_s / transfer_s, 0.0, 1.0);
+}
+
+// Guesses in their order, as long as the window lasts; the last one in part. Each is absent by
+// itself.
+Ahead fetch_ahead(const Cached& cached, double window_s) {
+  const std::vector<double>& right = cached.layer.correctness;
+  Ahead result;
+  std::vector<double> chance = {1};  // that j of the guesses before this one were absent
+  double wrong = 0;
+  const auto left_after = [&](std::size_t absent, std::size_t guesses) {
+    return window_s - static_cast<double>(absent) * cached.whole_s -
+           static_cast<double>(guesses - absent) * cached.bottom_s;
+  };
+  for (std::size_t r = 0; r < right.size(); ++r) {
+    double whole = 0;
+    double bottom = 0;
+    for (std::size_t j = 0; j <= r; ++j) {
+      const double left = left_after(j, r);
+      whole += chance[j] * part_done(left, cached.whole_s);
+      bottom += chance[j] * part_done(left, cached.bottom_s);
+    }
+    const double absent = cached.absent(r);
+    const double useful = cached.absent_right(r);
+    result.num_ready += absent * whole + (1 - absent) * bottom;
+    result.bytes +=
+        absent * whole * cached.whole.bytes + (1 - absent) * bottom * cached.bottom.bytes;
+    result.whole += whole * useful;
+    result.bottoms += bottom * std::max(0.0, right[r] - useful);
+    wrong += (1 - right[r]) / static_cast<double>(right.size());
+    chance.push_back(0);
+    for (std::size_t j = r + 1; j > 0; --j) {
+      chance[j] = chance[j] * (1 - absent) + chance[j - 1] * absent;
+    }
+    chance[0] *= 1 - absent;
   }
-  return sum;
+  double unfinished = 0;
+  for (std::size_t j = 0; j < chance.size() && !right.empty(); ++j) {
+    if (left_after(j, right.size()) < 0) unfinished += chance[j];
+  }
+  // The piece under way began with the window, or at any time within it.
+  const double piece_s = cached.whole_s / std::max(1.0, cached.whole.pieces);
+  result.delay_s = unfinished * wrong * std::max(piece_s - window_s, piece_s / 2);
+  return result;
+}
+
+// What comes on demand, and the waiting for it, on average.
+struct Demand {
+  double missing = 0;  // in whole experts
+  double bytes = 0;
+  double exposed_s = 0;
+  double free_s = 0;  // of the time for the experts before and this waiting, the link is idle
+};
+
+Demand on_demand(const Cached& cached, const std::vector<double>& missing, const Ahead& ahead) {
+  const LayerModel& layer = cached.layer;
+  const auto k = static_cast<double>(layer.top_k);
+  const double each_s = layer.moe_s / k;
+  const double misses = k * (1 - cached.hit_rate());
+  const double hits = k - misses;
+  const double come = misses > 0 ? std::min(1.0, ahead.whole / misses) : 1;
+  const double stay = hits > 0 ? 1 - std::min(1.0, ahead.bottoms / hits) : 0;
+  const double bottoms_of_hit = cached.bottom_s > 0 ? stay : 0;
+  Demand result;
+  for (std::size_t before = 0; before <= layer.top_k; ++before) {
+    if (missing[before] <= 0) continue;
+    const std::vector<double> chance = binomial(before, 1 - come);
+    const double bottoms = static_cast<double>(layer.top_k - before) * bottoms_of_hit;
+    for (std::size_t x = 0; x <= before; ++x) {
+      const double weight = missing[before] * chance[x];
+      const auto wholes = static_cast<double>(x);
+      const double count = wholes + bottoms;
+      const double share = wholes + bottoms * (1 - cached.split);
+      double link_s = wholes * cached.whole_s + bottoms * cached.bottom_s;
+      double exposed_s = 0;
+      if (count > 0) {
+        link_s += ahead.delay_s;
+        // Two machines in a row, link and processor: what is there is computed first, the rest as
+        // it lands. The processor is idle before the first arrival, or waits for the last one.
+        const double one = std::min(1.0, count) / count;
+        const double first = one * link_s + share * each_s;
+        const double last = link_s + one * share * each_s;
+        exposed_s = std::max(0.0, std::max(first, last) - layer.moe_s);
+      }
+      result.missing += weight * share;
+      result.bytes += weight * (wholes * cached.whole.bytes + bottoms * cached.bottom.bytes);
+      result.exposed_s += weight * exposed_s;
+      result.free_s += weight * std::max(0.0, layer.before_s + exposed_s - link_s);
+    }
+  }
+  return result;
 }
 
 }  // namespace
@@ -71,58 +206,68 @@ TransferCost fit_transfer(std::span<const TransferSample> samples) {
   return {fixed, largest / slope};
 }
 
+TransferSize LayerModel::move(std::size_t top_records) const {
+  if (top_records >= records) return {};
+  if (moves.empty()) {
+    return {1, static_cast<double>(records - top_records) * static_cast<double>(record_bytes)};
+  }
+  return moves[(top_records + quantum_records - 1) / quantum_records];
+}
+
 void set_windows(std::span<LayerModel> layers, double head_s) {
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const LayerModel& before = layers[l == 0 ? layers.size() - 1 : l - 1];
-    layers[l].window_s = before.moe_s + layers[l].attention_s + (l == 0 ? head_s : 0);
+    layers[l].window_s = layers[l].attention_s + (l == 0 ? head_s : 0);
+    layers[l].before_s = before.moe_s;
   }
 }
 
 LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
                              const CacheSetting& setting) {
-  const double split =
-      layer.records == 0 || setting.num_slots == 0
-          ? 0
-          : static_cast<double>(setting.top_records) / static_cast<double>(layer.records);
-  const auto k = static_cast<double>(layer.top_k);
-  const double whole = layer.expert_bytes();
+  Cached cached{.layer = layer, .whole = {}, .bottom = {}};
+  if (setting.num_slots != 0 && setting.top_records != 0) {
+    cached.slots = setting.num_slots;
+    cached.split =
+        static_cast<double>(setting.top_records) / static_cast<double>(layer.records);
+  }
+  cached.whole = layer.move(0);
+  cached.bottom = layer.move(cached.split > 0 ? setting.top_records : 0);
+  cached.whole_s = link.seconds(cached.whole);
+  cached.bottom_s = link.seconds(cached.bottom);
+
+  const std::vector<double> missing = cached.missing();
+  Ahead ahead;
+  Demand demand = on_demand(cached, missing, ahead);
+  // The window is what demand of the layer before leaves of it, and that layer prefetches, too: it
+  // is taken to be like this one. Twice is near enough to the fixed point.
+  for (int round = 0; round < 2 && !layer.correctness.empty(); ++round) {
+    ahead = fetch_ahead(cached, layer.window_s + demand.free_s);
+    demand = on_demand(cached, missing, ahead);
+  }
   LayerEstimate result;
-  result.hit_rate = split > 0 ? layer.hit_rate[setting.num_slots] : 0;
-  const double hit = result.hit_rate;
-  // An expert that is wanted: with probability `hit` its top is there.
-  const double fetch_s = hit * link.seconds((1 - split) * whole) + (1 - hit) * link.seconds(whole);
-  const double fetch_bytes = (1 - hit * split) * whole;
-
-  result.num_ready =
-      ready_in(layer.window_s, fetch_s, static_cast<double>(layer.correctness.size()));
-  result.num_useful = std::min(k, sum_of_first(layer.correctness, result.num_ready));
-  result.prefetch_bytes = result.num_ready * fetch_bytes;
-
-  const double wanted = k - result.num_useful;
-  result.missing = wanted * (1 - hit * split);
-  result.demand_bytes = wanted * fetch_bytes;
-  // Two machines in a row, link and processor: what is there is computed first, the rest as it
-  // lands. The processor is idle before the first arrival, or waits for the last one.
-  const double each_s = k > 0 ? layer.moe_s / k : 0;
-  const double arrivals_s = wanted * fetch_s;
-  const double of_one = std::min(1.0, result.missing);
-  const double first = of_one * link.seconds(whole) + result.missing * each_s;
-  const double last = arrivals_s + of_one * each_s;
-  result.exposed_s = std::max(0.0, std::max(first, last) - layer.moe_s);
+  result.hit_rate = cached.hit_rate();
+  result.num_ready = ahead.num_ready;
+  result.num_useful = ahead.whole + ahead.bottoms;
+  result.prefetch_bytes = ahead.bytes;
+  result.missing = demand.missing;
+  result.demand_bytes = demand.bytes;
+  result.exposed_s = demand.exposed_s;
   return result;
 }
 
 double prompt_seconds(const LayerModel& layer, const TransferCost& link,
                       const CacheSetting& setting, std::size_t num_tokens, std::size_t chunk) {
   const auto experts = static_cast<double>(layer.num_experts);
-  const double resident = static_cast<double>(std::min(setting.num_slots, layer.num_experts)) *
-                          static_cast<double>(setting.top_records * layer.record_bytes) / experts;
+  const std::size_t slots =
+      setting.top_records == 0 ? 0 : std::min(setting.num_slots, layer.num_experts);
+  const double cached = static_cast<double>(slots) / experts;
+  const double each_s = cached * link.seconds(layer.move(setting.top_records)) +
+                        (1 - cached) * link.seconds(layer.move(0));
   double seconds = 0;
   for (std::size_t first = 0; first < num_tokens; first += chunk) {
     const auto tokens = static_cast<double>(std::min(chunk, num_tokens - first));
     const double used = std::min(experts, tokens * static_cast<double>(layer.top_k));
-    const double moving = used * link.seconds(layer.expert_bytes() - resident);
-    seconds += std::max(moving, tokens * layer.prompt_s);
+    seconds += std::max(used * each_s, tokens * layer.prompt_s);
   }
   return seconds;
 }

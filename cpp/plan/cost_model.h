@@ -8,12 +8,20 @@
 
 namespace moerun {
 
-// The link from the slow tier: moving b > 0 bytes takes fixed_s + b / bytes_per_s.
+// What has to move: so many pieces, of so many bytes in all.
+struct TransferSize {
+  double pieces = 0;
+  double bytes = 0;
+};
+
+// The link from the slow tier: every piece takes fixed_s, and every byte its time.
 struct TransferCost {
   double fixed_s = 0;
   double bytes_per_s = 1;
 
-  double seconds(double bytes) const { return bytes > 0 ? fixed_s + bytes / bytes_per_s : 0; }
+  double seconds(const TransferSize& size) const {
+    return fixed_s * size.pieces + size.bytes / bytes_per_s;
+  }
 };
 
 struct TransferSample {
@@ -36,16 +44,30 @@ struct LayerModel {
   double attention_s = 0;  // a token, from the end of the last expert block to this one's router
   double moe_s = 0;        // a token's experts, all resident
   double prompt_s = 0;     // attention and experts, for each token of a prompt
+  // What moves of an expert whose first 0, 1, 2, ... quanta are there, up to all of it. Empty: the
+  // bytes that are missing, in one piece.
+  std::vector<TransferSize> moves;
   // Of a token, by number of slots, 0 ... num_experts; from 0 to 1, never falling.
   std::vector<double> hit_rate;
+  // Tables of a number for each of 0 ... num_experts slots, row after row.
+  // Share of tokens of which x = 0 ... top_k experts have no slot. Empty: as if each were missing
+  // by itself (binomial).
+  std::vector<double> missing;
   // Probability that the r-th expert named in advance is used; empty: no prefetch.
   std::vector<double> correctness;
-  // Computing from the prediction to the router, in which the link has nothing else to do.
+  // That it has no slot, and that it has none and is used. Empty: as if the two were independent.
+  std::vector<double> absent;
+  std::vector<double> absent_right;
+  // Computing before the router for which the link has nothing on demand; and the experts of the
+  // layer before, beside which their own come.
   double window_s = 0;
+  double before_s = 0;
 
   double expert_bytes() const {
     return static_cast<double>(records) * static_cast<double>(record_bytes);
   }
+  // What is missing of an expert whose first records are there.
+  TransferSize move(std::size_t top_records) const;
 };
 
 // Slots of a layer and how much of an expert is in one.
@@ -56,8 +78,8 @@ struct CacheSetting {
   bool operator==(const CacheSetting&) const = default;
 };
 
-// Sets window_s of all layers: the experts of the layer before and the attention of this one;
-// before the first one comes the last one, of the token before, and the head.
+// Sets window_s and before_s of all layers: the attention, and the experts of the layer before;
+// before the first one come the head, and the last one of the token before.
 void set_windows(std::span<LayerModel> layers, double head_s);
 
 // One token in one layer, on average.
@@ -66,7 +88,7 @@ struct LayerEstimate {
   double num_ready = 0;     // experts fetched in advance and in time, right or wrong
   double num_useful = 0;    // of these, right ones
   double missing = 0;       // what has to come on demand, in whole experts
-  double demand_bytes = 0;  // of it
+  double demand_bytes = 0;  // of it, as the slow tier gives them
   double prefetch_bytes = 0;
   double exposed_s = 0;  // waiting that no computing hides
 };

@@ -42,6 +42,31 @@ void check_probability(std::size_t layer, const char* name, std::size_t index, d
       message("layer ", layer, ": ", name, "[", index, "]: expected 0 to 1, found ", value));
 }
 
+void check_table(std::size_t layer, const char* name, const std::vector<double>& table,
+                 std::size_t rows, std::size_t columns) {
+  if (!table.empty() && table.size() != rows * columns) {
+    throw InvalidArgument(message("layer ", layer, ": ", name, ": expected ", rows, " rows of ",
+                                  columns, " numbers, found ", table.size()));
+  }
+  for (std::size_t i = 0; i < table.size(); ++i) check_probability(layer, name, i, table[i]);
+}
+
+void check_tables(std::size_t index, const LayerModel& layer) {
+  const std::size_t columns = layer.hit_rate.size();
+  const std::size_t guesses = layer.correctness.size();
+  check_table(index, "missing", layer.missing, layer.top_k + 1, columns);
+  check_table(index, "absent", layer.absent, guesses, columns);
+  check_table(index, "absent_right", layer.absent_right, guesses, columns);
+  for (std::size_t n = 0; n < columns && !layer.missing.empty(); ++n) {
+    double sum = 0;
+    for (std::size_t x = 0; x <= layer.top_k; ++x) sum += layer.missing[x * columns + n];
+    if (std::abs(sum - 1) > 1e-6) {
+      throw InvalidArgument(message("layer ", index, ": missing: with ", n,
+                                    " slots expected shares that add up to 1, found ", sum));
+    }
+  }
+}
+
 void check(std::size_t index, const LayerModel& layer) {
   if (layer.num_experts == 0 || layer.top_k == 0 || layer.top_k > layer.num_experts ||
       layer.records == 0 || layer.record_bytes == 0 || layer.quantum_records == 0) {
@@ -56,10 +81,20 @@ void check(std::size_t index, const LayerModel& layer) {
                                   " bytes of experts, found ", layer.num_experts, " of ",
                                   layer.expert_bytes()));
   }
+  const std::size_t num_moves = divide_up(layer.records, layer.quantum_records) + 1;
+  const bool are_sizes = std::all_of(layer.moves.begin(), layer.moves.end(), [](const auto& move) {
+    return move.pieces >= 0 && std::isfinite(move.pieces) && move.bytes >= 0 && move.bytes <= 1e15;
+  });
+  if (!layer.moves.empty() && (layer.moves.size() != num_moves || !are_sizes)) {
+    throw InvalidArgument(message("layer ", index, ": moves: expected ", num_moves,
+                                  " sizes of at least 0 pieces and bytes, found ",
+                                  layer.moves.size(), are_sizes ? "" : ", some of which are not"));
+  }
   check_seconds(index, "attention", layer.attention_s);
   check_seconds(index, "moe", layer.moe_s);
   check_seconds(index, "prompt", layer.prompt_s);
   check_seconds(index, "window", layer.window_s);
+  check_seconds(index, "before", layer.before_s);
   if (layer.hit_rate.size() != layer.num_experts + 1) {
     throw InvalidArgument(message("layer ", index, ": hit_rate: expected ", layer.num_experts + 1,
                                   " numbers, for 0 to ", layer.num_experts, " slots, found ",
@@ -73,6 +108,7 @@ void check(std::size_t index, const LayerModel& layer) {
                                     " slots; more slots cannot hit less"));
     }
   }
+  check_tables(index, layer);
   if (layer.correctness.size() > layer.num_experts) {
     throw InvalidArgument(message("layer ", index, ": correctness: expected at most ",
                                   layer.num_experts, " numbers, found ", layer.correctness.size()));

@@ -61,7 +61,9 @@ void PolicyReplay::decode(const RoutingView& routing) {
 
 std::vector<std::uint64_t> PolicyReplay::hits() const { return running_sums(hits_at_); }
 
-std::vector<std::uint64_t> most_hits(const RoutingView& routing) {
+std::vector<std::uint64_t> most_hits(
+    const RoutingView& routing,
+    const std::function<void(std::size_t token, const SlotStack&)>& before_token) {
   constexpr std::size_t kNever = std::numeric_limits<std::size_t>::max();
   // Keeping an expert from one use to the next takes a slot for that long and gives one hit. Of
   // more such stretches than slots, dropping the one that ends last is never wrong.
@@ -74,6 +76,7 @@ std::vector<std::uint64_t> most_hits(const RoutingView& routing) {
   std::vector<std::uint64_t> hits_at(routing.num_experts + 1, 0);
   for (std::size_t t = 0; t < routing.num_tokens(); ++t) {
     const auto experts = routing.token(t);
+    if (before_token) before_token(t, stack);
     for (std::size_t i = 0; i < experts.size(); ++i) {
       const std::uint32_t place = stack.place_of(experts[i]);
       if (place != SlotStack::kAbsent) ++hits_at[place + 1];

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -38,6 +39,8 @@ class PolicyReplay {
   // hits()[n]: lookups that n slots served, n = 0 ... num_experts.
   std::vector<std::uint64_t> hits() const;
   std::uint64_t num_lookups() const { return num_lookups_; }
+  // Caches with more slots than this have it.
+  std::uint32_t place_of(std::size_t expert) const { return stack_.place_of(expert); }
   // n slots hold the first n of these.
   std::span<const std::uint16_t> residents() const { return stack_.experts(); }
 
@@ -51,8 +54,11 @@ class PolicyReplay {
 
 // What no cache of n slots can beat, not even one that knows the future: at each n the most hits
 // that any choice of what to keep and what not to take in at all gives (after Belady, 1966). The
-// array is as PolicyReplay::hits.
-std::vector<std::uint64_t> most_hits(const RoutingView& routing);
+// array is as PolicyReplay::hits. `before_token` (may be empty) is told of every token and of what
+// the caches hold then.
+std::vector<std::uint64_t> most_hits(
+    const RoutingView& routing,
+    const std::function<void(std::size_t token, const SlotStack&)>& before_token = {});
 
 // Hits of each layer summed over sequences, (layers, num_experts + 1). `policy` is lru, lfu, lcp,
 // or "optimal" for most_hits; InvalidArgument for another name. `restart`: every sequence starts

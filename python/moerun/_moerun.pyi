@@ -114,6 +114,11 @@ class Planner:
         link_bytes_per_s: float,
         hit_rate: NDArray[np.float64],
         correctness: NDArray[np.float64],
+        missing: NDArray[np.float64] | None = None,
+        absent: NDArray[np.float64] | None = None,
+        absent_right: NDArray[np.float64] | None = None,
+        move_pieces: NDArray[np.float64] | None = None,
+        move_bytes: NDArray[np.float64] | None = None,
         split: float,
     ) -> None: ...
     def divide(self, bytes: int, /) -> list[tuple[int, int]]: ...
@@ -124,6 +129,16 @@ class Planner:
     ) -> float: ...
     def bytes_of(self, settings: list[tuple[int, int]], /) -> int: ...
 
+def slot_statistics(
+    trace: TraceArrays,
+    guesses: NDArray[np.uint16] | None,
+    policy: str,
+    ranking: NDArray[np.uint16] | None,
+    restart: bool,
+    threads: int,
+    /,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]: ...
+def move_sizes(path: str, **options: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 def num_activations(trace: TraceArrays, threads: int, /) -> NDArray[np.uint64]: ...
 def window_deviations(
     trace: TraceArrays, segment_length: int, threads: int, /

@@ -216,7 +216,7 @@ def _routing(trace: Any) -> tuple[list[SequenceRouting], dict[str, Any]]:
             "top_k": trace.top_k,
             "moe_layers": trace.moe_layers,
         }
-        return list(_sequences(trace)), recorded
+        return list(sequences_of(trace)), recorded
     routings = [trace] if isinstance(trace, SequenceRouting) else trace
     is_routing = isinstance(routings, (list, tuple)) and len(routings) != 0
     if not is_routing or not all(isinstance(each, SequenceRouting) for each in routings):
@@ -227,7 +227,8 @@ def _routing(trace: Any) -> tuple[list[SequenceRouting], dict[str, Any]]:
     return list(routings), {"num_experts": None, "top_k": None, "moe_layers": None}
 
 
-def _sequences(trace: Trace) -> Iterator[SequenceRouting]:
+def sequences_of(trace: Trace) -> Iterator[SequenceRouting]:
+    """Yield the sequences of a trace, with what `simulate` needs of them."""
     has_predictions = "prefetch_ids" in trace.tensors
     for shard in trace.shards():
         predictions = shard.tensor("prefetch_ids") if has_predictions else None

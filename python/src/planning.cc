@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "device/op_params.h"
 #include "plan/planner.h"
 #include "replay/policy_replay.h"
+#include "replay/slot_statistics.h"
 #include "trace_arrays.h"
 
 namespace moerun::python {
@@ -23,6 +25,13 @@ using Ids = py::array_t<std::uint16_t, py::array::c_style | py::array::forcecast
 
 std::span<const double> row_of(const Reals& table, std::size_t row, std::size_t size) {
   return {table.data() + row * size, size};
+}
+
+std::vector<double> table_of(const std::optional<Reals>& tables, std::size_t layer,
+                             std::size_t size) {
+  if (!tables) return {};
+  const auto row = row_of(*tables, layer, size);
+  return {row.begin(), row.end()};
 }
 
 void check_shape(const char* name, const py::array& array, const Shape& expected) {
@@ -74,7 +83,12 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
                                       const Reals& attention_s, const Reals& moe_s,
                                       const Reals& prompt_s, double head_s, double link_fixed_s,
                                       double link_bytes_per_s, const Reals& hit_rate,
-                                      const Reals& correctness, double split) {
+                                      const Reals& correctness,
+                                      const std::optional<Reals>& missing,
+                                      const std::optional<Reals>& absent,
+                                      const std::optional<Reals>& absent_right,
+                                      const std::optional<Reals>& move_pieces,
+                                      const std::optional<Reals>& move_bytes, double split) {
   const auto num_layers = static_cast<std::size_t>(attention_s.size());
   check_shape("attention_s", attention_s, {num_layers});
   check_shape("moe_s", moe_s, {num_layers});
@@ -83,6 +97,17 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
   const std::size_t guesses =
       correctness.ndim() == 2 ? static_cast<std::size_t>(correctness.shape(1)) : 0;
   check_shape("correctness", correctness, {num_layers, guesses});
+  const std::size_t num_moves = (records + kQuantumRecords - 1) / kQuantumRecords + 1;
+  for (const auto& [name, moves] :
+       {std::pair("move_pieces", &move_pieces), std::pair("move_bytes", &move_bytes)}) {
+    if (*moves) check_shape(name, **moves, {num_layers, num_moves});
+  }
+  const std::size_t columns = num_experts + 1;
+  if (missing) check_shape("missing", *missing, {num_layers, top_k + 1, columns});
+  for (const auto& [name, table] :
+       {std::pair("absent", &absent), std::pair("absent_right", &absent_right)}) {
+    if (*table) check_shape(name, **table, {num_layers, guesses, columns});
+  }
   PlanProblem problem;
   problem.head_s = head_s;
   problem.link = {link_fixed_s, link_bytes_per_s};
@@ -100,6 +125,13 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
     layer.hit_rate.assign(rates.begin(), rates.end());
     const auto right = row_of(correctness, l, guesses);
     layer.correctness.assign(right.begin(), right.end());
+    layer.missing = table_of(missing, l, (top_k + 1) * columns);
+    layer.absent = table_of(absent, l, guesses * columns);
+    layer.absent_right = table_of(absent_right, l, guesses * columns);
+    for (std::size_t q = 0; move_pieces && move_bytes && q < num_moves; ++q) {
+      layer.moves.push_back({row_of(*move_pieces, l, num_moves)[q],
+                             row_of(*move_bytes, l, num_moves)[q]});
+    }
     problem.layers.push_back(std::move(layer));
   }
   set_windows(problem.layers, head_s);
@@ -139,9 +171,44 @@ py::dict estimate(const Planner& planner, const Settings& settings) {
   return result;
 }
 
+// (missing (L, k + 1, E + 1), right (L, k), absent and absent_right (L, k, E + 1)), all counts.
+py::tuple statistics(const TraceArrays& trace, const std::optional<Ids>& guesses,
+                     const std::string& policy, const std::optional<Ids>& ranking, bool restart,
+                     int threads) {
+  const TraceView& view = trace.view();
+  const auto ids_of = [](const std::optional<Ids>& ids) {
+    return ids ? std::span(ids->data(), static_cast<std::size_t>(ids->size()))
+               : std::span<const std::uint16_t>();
+  };
+  std::vector<SlotStatistics> found;
+  {
+    const auto guessed = ids_of(guesses);
+    const auto ranked = ids_of(ranking);
+    const py::gil_scoped_release release;
+    ThreadPool pool(checked_threads(threads));
+    found = slot_statistics(view, guessed, policy, ranked, restart, pool);
+  }
+  const auto joined = [&](std::vector<std::uint64_t> SlotStatistics::*field, const Shape& shape) {
+    std::vector<std::uint64_t> all;
+    for (const SlotStatistics& layer : found) {
+      all.insert(all.end(), (layer.*field).begin(), (layer.*field).end());
+    }
+    Shape axes = {view.num_layers};
+    axes.insert(axes.end(), shape.begin(), shape.end());
+    return shaped(all, axes);
+  };
+  const std::size_t columns = view.num_experts + 1;
+  return py::make_tuple(joined(&SlotStatistics::missing, {view.slots + 1, columns}),
+                        joined(&SlotStatistics::right, {view.slots}),
+                        joined(&SlotStatistics::absent, {view.slots, columns}),
+                        joined(&SlotStatistics::absent_right, {view.slots, columns}));
+}
+
 }  // namespace
 
 void register_planning(py::module_& module) {
+  module.def("slot_statistics", &statistics);
+
   module.def("slot_hits", [](const TraceArrays& trace, const std::string& policy, bool restart,
                              int threads) {
     return computed(trace, threads, Shape{trace.view().num_layers, trace.view().num_experts + 1},
@@ -159,6 +226,9 @@ void register_planning(py::module_& module) {
            py::arg("records"), py::arg("record_bytes"), py::arg("attention_s"), py::arg("moe_s"),
            py::arg("prompt_s"), py::arg("head_s"), py::arg("link_fixed_s"),
            py::arg("link_bytes_per_s"), py::arg("hit_rate"), py::arg("correctness"),
+           py::arg("missing") = py::none(),
+           py::arg("absent") = py::none(), py::arg("absent_right") = py::none(),
+           py::arg("move_pieces") = py::none(), py::arg("move_bytes") = py::none(),
            py::arg("split"))
       .def("divide",
            [](const Planner& self, std::size_t bytes) {

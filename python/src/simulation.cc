@@ -19,6 +19,7 @@
 #include "expert/record_file.h"
 #include "model/cache_report.h"
 #include "python_model.h"
+#include "replay/move_sizes.h"
 #include "trace/event_log.h"
 
 namespace moerun::python {
@@ -148,9 +149,33 @@ py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
   return dict;
 }
 
+// (layers, quanta + 1) each: pieces and bytes.
+std::pair<py::array_t<double>, py::array_t<double>> moves_of(const std::string& path,
+                                                             const py::kwargs& kwargs) {
+  ModelOptions options = options_from(kwargs);
+  options.device = "cpu";
+  std::vector<std::vector<TransferSize>> moves;
+  {
+    const py::gil_scoped_release release;
+    const ModelPlan plan = plan_model(path, options);
+    moves = move_sizes(*plan.weights, *pieces_of(plan, path, options.experts.pack_folder));
+  }
+  const std::size_t columns = moves.empty() ? 0 : moves.front().size();
+  py::array_t<double> pieces({moves.size(), columns});
+  py::array_t<double> bytes({moves.size(), columns});
+  for (std::size_t l = 0; l < moves.size(); ++l) {
+    for (std::size_t q = 0; q < columns; ++q) {
+      pieces.mutable_at(l, q) = moves[l][q].pieces;
+      bytes.mutable_at(l, q) = moves[l][q].bytes;
+    }
+  }
+  return {pieces, bytes};
+}
+
 }  // namespace
 
 void register_simulation(py::module_& module) {
+  module.def("move_sizes", &moves_of);
   module.def(
       "simulate",
       [](const std::string& path, const std::vector<Ids>& expert_ids,

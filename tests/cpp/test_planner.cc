@@ -79,8 +79,9 @@ TEST("fit_transfer: finds the line that made the samples, and none where there i
   const TransferCost link = fit_transfer(samples);
   CHECK_NEAR(link.fixed_s, 2e-5, 1e-12);
   CHECK_NEAR(link.bytes_per_s / 12e9, 1.0, 1e-9);
-  CHECK_EQ(link.seconds(0), 0.0);
-  CHECK_NEAR(link.seconds(12e6), 1e-3 + 2e-5, 1e-12);
+  CHECK_EQ(link.seconds({}), 0.0);
+  CHECK_NEAR(link.seconds({1, 12e6}), 1e-3 + 2e-5, 1e-12);
+  CHECK_NEAR(link.seconds({3, 12e6}), 1e-3 + 6e-5, 1e-12);
   // A line that would start below 0 starts at 0.
   const std::vector<TransferSample> bent = {{1e6, 1e-4}, {2e6, 3e-4}};
   CHECK_EQ(fit_transfer(bent).fixed_s, 0.0);
@@ -113,22 +114,27 @@ TEST("estimate_layer: worked by hand") {
   const TransferCost link{0, 6400};  // an expert a second
   // Nothing cached, nothing foretold: two experts in two seconds, the last is computed after that.
   CHECK_NEAR(estimate_layer(layer, link, {0, 0}).exposed_s, 1.0, 1e-12);
-  // Two of four whole experts: one is missing; while it comes, the other is computed.
+  // Two of four whole experts. Where one is missing, the other is computed while it comes; in one
+  // token of four both are, and it takes a second more.
   const auto half = estimate_layer(layer, link, {2, 64});
   CHECK_NEAR(half.hit_rate, 0.5, 0);
   CHECK_NEAR(half.missing, 1.0, 1e-12);
   CHECK_NEAR(half.demand_bytes, 6400, 1e-9);
-  CHECK_NEAR(half.exposed_s, 0.0, 1e-12);
+  CHECK_NEAR(half.exposed_s, 0.25, 1e-12);
+  LayerModel alternating = layer;  // never one: both or none
+  alternating.missing = {0, 0.25, 0.5, 0.75, 1, 0, 0, 0, 0, 0, 1, 0.75, 0.5, 0.25, 0};
+  CHECK_NEAR(estimate_layer(alternating, link, {2, 64}).exposed_s, 0.5, 1e-12);
   const TransferCost slow{0, 640};
-  // 10 s for it, then a second of computing, of which 2 s are no waiting.
-  CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).exposed_s, 10 + 1 - 2, 1e-12);
+  // 10 s for each, then a second of computing, of which 2 s are no waiting.
+  CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).exposed_s,
+             0.5 * (10 + 1 - 2) + 0.25 * (20 + 1 - 2), 1e-12);
   // The second of two is computed last; over a fast link only the first is waited for.
   CHECK_NEAR(estimate_layer(layer, slow, {0, 0}).exposed_s, 20 + 1 - 2, 1e-12);
   CHECK_NEAR(estimate_layer(layer, {0, 64000}, {0, 0}).exposed_s, 0.1, 1e-12);
   // All tops, half an expert each: two halves to come.
   const auto tops = estimate_layer(layer, slow, {4, 32});
   CHECK_NEAR(tops.demand_bytes, 6400, 1e-9);
-  CHECK_NEAR(tops.exposed_s, 10 + 1 - 2, 1e-12);
+  CHECK_NEAR(tops.exposed_s, 10 + 0.5 - 2, 1e-12);
   CHECK_NEAR(estimate_layer(layer, slow, {4, 64}).exposed_s, 0.0, 0);
   // A window of 15 s is enough for one expert and a half; the first is right for certain.
   layer.correctness = {1, 0.5};
@@ -138,9 +144,18 @@ TEST("estimate_layer: worked by hand") {
   CHECK_NEAR(ahead.num_useful, 1.25, 1e-12);
   CHECK_NEAR(ahead.prefetch_bytes, 9600, 1e-9);
   CHECK_NEAR(ahead.missing, 0.75, 1e-12);
-  CHECK_NEAR(ahead.exposed_s, 7.5 + 0.75 - 2, 1e-12);
-  // What is cached leaves the window to the others.
-  CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).num_ready, 2, 1e-12);
+  // Demand waits for half of the guess that is under way where it is wrong, one time in four; 3/8
+  // of the experts are still missing.
+  CHECK_NEAR(ahead.exposed_s, 30.0 / 64 * (11.25 + 1 - 2) + 9.0 / 64 * (21.25 + 1 - 2), 1e-12);
+  // If the first guess were always of something cached already, it would be worth nothing.
+  layer.absent = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  layer.absent_right.assign(10, 0);
+  CHECK_NEAR(estimate_layer(layer, slow, {0, 0}).missing, 2, 1e-12);
+  layer.absent.clear();
+  layer.absent_right.clear();
+  // What is cached leaves the window to the others: only if both are absent, one time in four, there
+  // is half a guess that is not ready.
+  CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).num_ready, 2 - 0.25 / 2, 1e-12);
 }
 
 TEST("set_windows: the experts before, the attention, and the head before the first layer") {
@@ -150,9 +165,10 @@ TEST("set_windows: the experts before, the attention, and the head before the fi
     layers[l].attention_s = 10 * static_cast<double>(l + 1);
   }
   set_windows(layers, 100);
-  CHECK_NEAR(layers[0].window_s, 3 + 10 + 100, 0);
-  CHECK_NEAR(layers[1].window_s, 1 + 20, 0);
-  CHECK_NEAR(layers[2].window_s, 2 + 30, 0);
+  CHECK_NEAR(layers[0].window_s, 10 + 100, 0);
+  CHECK_NEAR(layers[1].window_s, 20, 0);
+  CHECK_NEAR(layers[0].before_s, 3, 0);
+  CHECK_NEAR(layers[1].before_s, 1, 0);
 }
 
 TEST("estimate_layer: more slots, larger tops, a faster link, better guesses never wait longer") {
@@ -163,19 +179,26 @@ TEST("estimate_layer: more slots, larger tops, a faster link, better guesses nev
     const auto wait = [&](std::size_t slots, std::size_t top) {
       return estimate_layer(layer, problem.link, {slots, top}).exposed_s;
     };
+    // With prefetch, a token may wait for a wrong guess that is under way.
+    const double slack =
+        layer.correctness.empty() ? 0 : 0.25 * problem.link.seconds(layer.move(0));
     for (std::size_t top = 32; top <= layer.records; top += 32) {
       for (std::size_t slots = 1; slots <= layer.num_experts; ++slots) {
         const double here = wait(slots, top);
         CHECK(here >= 0);
-        CHECK(here <= wait(slots - 1, top) * (1 + 1e-12));
-        CHECK(here <= wait(slots, top - 32) * (1 + 1e-12));
+        CHECK(here <= wait(slots - 1, top) * (1 + 1e-12) + slack);
+        // Where some bottoms and some whole experts come, the first to come is taken for an average
+        // one.
+        CHECK(here <= wait(slots, top - 32) + 0.02 * layer.moe_s + slack);
         TransferCost faster = problem.link;
         faster.bytes_per_s *= 1.5;
-        CHECK(estimate_layer(layer, faster, {slots, top}).exposed_s <= here * (1 + 1e-12));
+        CHECK(estimate_layer(layer, faster, {slots, top}).exposed_s <=
+              here * (1 + 1e-12) + slack);
         LayerModel better = layer;
         for (double& p : better.correctness) p = std::sqrt(p);
         better.window_s *= 1.5;
-        CHECK(estimate_layer(better, problem.link, {slots, top}).exposed_s <= here * (1 + 1e-12));
+        CHECK(estimate_layer(better, problem.link, {slots, top}).exposed_s <=
+              here * (1 + 1e-12) + slack);
       }
     }
   }
@@ -361,6 +384,10 @@ TEST("Planner: problems that contradict themselves are refused") {
   refused([](auto& p) { p.layers[0].attention_s = INFINITY; }, "attention");
   refused([](auto& p) { p.layers[0].correctness = {1.5}; }, "correctness[0]");
   refused([](auto& p) { p.layers[0].correctness.assign(9, 0.5); }, "correctness");
+  refused([](auto& p) { p.layers[0].missing.assign(3, 0.5); }, "missing");
+  refused([](auto& p) { p.layers[0].missing.assign((p.layers[0].top_k + 1) * 5, 0.9); }, "add up");
+  refused([](auto& p) { p.layers[0].moves.resize(1); }, "moves");
+  refused([](auto& p) { p.layers[0].moves.assign(3, {1, -1}); }, "moves");
   refused([](auto& p) { p.link.bytes_per_s = 0; }, "rate");
   refused([](auto& p) { p.head_s = std::nan(""); }, "head");
   CHECK_THROWS(InvalidArgument, Planner(good, 1.5), "split");

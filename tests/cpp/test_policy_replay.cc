@@ -13,6 +13,8 @@
 #include "base/thread_pool.h"
 #include "check.h"
 #include "metrics/stack_replay.h"
+#include "replay/slot_statistics.h"
+#include "trace/routing_record.h"
 
 namespace moerun::test {
 namespace {
@@ -264,6 +266,79 @@ TEST("slot_hits: sequences follow one another, or each starts with nothing") {
     }
   }
   CHECK_THROWS(InvalidArgument, slot_hits(trace, "mru", false, pool), "mru", "lcp");
+}
+
+TEST("slot_statistics: as one cache for each number of slots, token by token") {
+  std::mt19937 random(19);
+  ThreadPool pool(2);
+  for (int round = 0; round < 40; ++round) {
+    const std::size_t experts = 2 + random() % 10;
+    const std::size_t k = 1 + random() % experts;
+    const std::size_t count = 30;
+    const auto tokens = random_tokens(random, experts, k, count);
+    auto named = random_tokens(random, experts, k, count);
+    named[0].assign(k, kNoExpert);
+    const Flat routing(tokens, experts);
+    Token guesses;
+    for (const Token& each : named) guesses.insert(guesses.end(), each.begin(), each.end());
+    const std::vector<std::int32_t> lengths = {static_cast<std::int32_t>(count)};
+    const TraceView trace{std::span<const std::uint16_t>(routing.ids), lengths, 1, count, k,
+                          experts};
+    Token ranking(experts);
+    for (std::size_t e = 0; e < experts; ++e) ranking[e] = static_cast<std::uint16_t>(e);
+    std::shuffle(ranking.begin(), ranking.end(), random);
+    for (const std::string policy : {"lru", "lfu", "lcp", "static"}) {
+      const auto found = slot_statistics(trace, guesses, policy, ranking, false, pool).at(0);
+      CHECK_EQ(found.num_tokens, count);
+      for (std::size_t n = 0; n <= experts; ++n) {
+        PolicyParams params;
+        params.static_experts.assign(ranking.begin(), ranking.begin() + static_cast<long>(n));
+        PlainCache cache(make_cache_policy(policy, experts, params), n);
+        if (policy == "static") {
+          cache.fill({ranking.begin(), ranking.begin() + static_cast<long>(n)});
+        }
+        SlotStatistics plain;
+        plain.missing.assign(k + 1, 0);
+        plain.right.assign(k, 0);
+        plain.absent.assign(k, 0);
+        plain.absent_right.assign(k, 0);
+        for (std::size_t t = 0; t < count; ++t) {
+          const auto residents = cache.residents();
+          for (std::size_t r = 0; r < k && named[t][r] != kNoExpert; ++r) {
+            const bool is_right =
+                std::find(tokens[t].begin(), tokens[t].end(), named[t][r]) != tokens[t].end();
+            plain.right[r] += is_right;
+            plain.absent[r] += !residents.contains(named[t][r]);
+            plain.absent_right[r] += is_right && !residents.contains(named[t][r]);
+          }
+          ++plain.missing[k - cache.decode(tokens[t])];
+        }
+        CHECK(plain.right == found.right);
+        for (std::size_t x = 0; x <= k; ++x) {
+          CHECK_EQ(found.missing[x * (experts + 1) + n], plain.missing[x]);
+        }
+        for (std::size_t r = 0; r < k; ++r) {
+          CHECK_EQ(found.absent[r * (experts + 1) + n], plain.absent[r]);
+          CHECK_EQ(found.absent_right[r * (experts + 1) + n], plain.absent_right[r]);
+        }
+      }
+    }
+    const auto ideal = slot_statistics(trace, {}, "optimal", {}, false, pool).at(0);
+    const auto most = most_hits(routing.view);
+    for (std::size_t n = 0; n <= experts; ++n) {
+      std::uint64_t hits = 0;
+      for (std::size_t x = 0; x <= k; ++x) hits += (k - x) * ideal.missing[x * (experts + 1) + n];
+      CHECK_EQ(hits, most[n]);
+    }
+    CHECK_THROWS(InvalidArgument, slot_statistics(trace, {}, "fifo", {}, false, pool), "fifo");
+    CHECK_THROWS(InvalidArgument, slot_statistics(trace, {}, "static", {}, false, pool), "ranking");
+    guesses.back() = static_cast<std::uint16_t>(experts);
+    CHECK_THROWS(InvalidArgument, slot_statistics(trace, guesses, "lru", {}, false, pool),
+                 "expected experts from 0");
+    guesses.pop_back();
+    CHECK_THROWS(InvalidArgument, slot_statistics(trace, guesses, "lru", {}, false, pool),
+                 "as the trace has");
+  }
 }
 
 }  // namespace

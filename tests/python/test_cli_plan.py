@@ -12,7 +12,14 @@ from traces import random_trace
 
 import moerun
 from moerun import Trace
-from moerun.planning import CostModel, Geometry, budget_curve, layer_curves, make_plan
+from moerun.planning import (
+    CostModel,
+    Geometry,
+    budget_curve,
+    find_plan,
+    layer_curves,
+    make_plan,
+)
 
 COSTS = CostModel(
     attention_s=(1e-5,) * 8,
@@ -104,11 +111,13 @@ def test_a_plan_is_that_of_python(made, trace, geometry):
     path, value = made
     budget = int(0.4 * geometry.total_bytes)
     with Trace.open(trace) as opened:
-        expected = make_plan(layer_curves(opened), COSTS, geometry, budget)
+        expected, tried = find_plan(opened, costs=COSTS, budget_bytes=budget)
     assert json.loads(path.read_text()) == json.loads(expected.to_json())
     assert value["budget_bytes"] == budget
     assert value["predicted"] == expected.predicted.as_dict()
-    assert value["predicted"]["tpot_ms"] <= value["uniform"]["tpot_ms"]
+    assert [trial["name"] for trial in value["tried"]] == [trial.name for trial in tried]
+    assert value["predicted"]["tpot_ms"] == min(trial["tpot_ms"] for trial in value["tried"])
+    assert value["simulated"] is True
     assert value["assumed"] == []
     mask = os.umask(0)
     os.umask(mask)
@@ -123,7 +132,21 @@ def test_moe_run_takes_the_plan(made, run_cli):
         layer["slots"] for layer in value["layers"]
     ]
     assert dry["arena_bytes"] == value["arena_bytes"]
-    assert (dry["policy"], dry["prefetch"]) == ("lcp", "auto")
+    assert (dry["policy"], dry["prefetch"]) == (value["policy"], value["prefetch"])
+
+
+def test_without_a_simulation_the_cost_model_decides(folder, trace, costs, geometry):
+    path = folder / "quick.json"
+    options = ("--budget", "40%", "--costs", costs, "--quick", "--policy", "lfu", "-o", path)
+    value = as_json(run("make", "--trace", trace, *options, "--json"))
+    with Trace.open(trace) as opened:
+        expected = make_plan(
+            layer_curves(opened, "lfu"), COSTS, geometry, int(0.4 * geometry.total_bytes)
+        )
+    assert json.loads(path.read_text()) == json.loads(expected.to_json())
+    assert value["predicted"] == expected.predicted.as_dict()
+    assert value["simulated"] is False
+    assert "by the cost model" in run("make", "--trace", trace, *options).stdout
 
 
 def test_a_static_plan_names_its_experts(folder, trace, run_cli):
@@ -142,7 +165,7 @@ def test_what_was_not_measured_is_said(folder, trace):
     path = folder / "simple.json"
     options = ("make", "--trace", trace, "--budget", "40%", "-o", path)
     done = run(*options, *SIMPLE)
-    for text in ("plan", "uniform", "hit rate (%)", "TPOT (ms)", "TTFT (ms)", str(path)):
+    for text in ("plan", "uniform", "hit rate (%)", "TPOT (ms)", "TTFT with a prompt", str(path)):
         assert text in done.stdout
     assert "assumed, not measured: all layers take the same time" in done.stdout
     assert "experts are 70% of a token's time" in done.stdout

@@ -87,7 +87,7 @@ def test_a_plan_fits_and_is_never_slower_than_a_uniform_one(seed, share, prefetc
     plan = make_plan(*problem, budget, prefetch=prefetch)
     assert plan.arena_bytes <= plan.budget_bytes == budget
     assert not plan.is_resident
-    assert plan.prefetch == ("auto" if prefetch else "off")
+    assert plan.prefetch == "off" or (prefetch and plan.prefetch == "auto")
     predicted = plan.predicted
     assert 0 <= predicted.hit_rate <= 1
     assert 0 <= predicted.stalled_ms <= predicted.tpot_ms
@@ -270,7 +270,8 @@ def test_a_budget_that_holds_everything_needs_no_plan(tiny):
 
 
 def test_time_to_first_token_is_moving_or_computing_whichever_is_longer(tiny):
-    trace, costs, geometry = tiny
+    trace, costs, real = tiny
+    geometry = replace(real, move_pieces=None, move_bytes=None)
     curves = layer_curves(trace)
     budget = geometry.ring_bytes  # no slots
     expert_s = 1e-5 + geometry.expert_bytes / 1e9
@@ -281,6 +282,12 @@ def test_time_to_first_token_is_moving_or_computing_whichever_is_longer(tiny):
     assert chunks.predicted.ttft_ms == pytest.approx(1e3 * (2 * 8 * 32 * expert_s + 1e-4))
     long = make_plan(curves, costs, geometry, budget, prompt_tokens=3000, prefill_chunk=3000)
     assert long.predicted.ttft_ms == pytest.approx(1e3 * (8 * 3000 * 1e-5 + 1e-4))
+    # The checkpoint's own files: three reads, of whole sectors.
+    whole_s = 3e-5 + real.move_bytes[:, 0] / 1e9
+    whole = make_plan(curves, costs, real, budget, prompt_tokens=100).predicted
+    assert whole.ttft_ms == pytest.approx(1e3 * (32 * whole_s.sum() + 1e-4))
+    assert (real.move_pieces[:, 0] == 3).all()
+    assert (real.move_bytes[:, 0] >= real.expert_bytes * 0.99).all()
 
 
 # Wrong arguments

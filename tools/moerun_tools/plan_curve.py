@@ -37,7 +37,7 @@ Examples:
     context_settings=CONTEXT_SETTINGS,
 )
 @model_options
-@plan_options
+@plan_options("lcp")
 @option(
     "Cache",
     "--points",
@@ -109,7 +109,7 @@ def advice(curve: BudgetCurve, total: int) -> str:
 
     first, knee, last = curve.points[0], curve.points[curve.knee], curve.points[-1]
     fastest = milliseconds(last.plan.predicted.tpot_ms)
-    if first.plan.predicted.tpot_ms <= last.plan.predicted.tpot_ms:
+    if first.plan.predicted.tpot_ms <= last.plan.predicted.tpot_ms * (1 + 1e-6):
         return f"More memory saves no time: set --budget {first.budget_bytes}."
     if curve.knee == 0:
         return (

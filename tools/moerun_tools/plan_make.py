@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from moerun_tools.plan_options import (
     model_options,
     plan_options,
 )
-from moerun_tools.trace_options import CONTEXT_SETTINGS, option
+from moerun_tools.trace_options import CONTEXT_SETTINGS, Progress, option
 
 if TYPE_CHECKING:
-    from moerun.planning import Plan
+    from moerun import Trace
+    from moerun.planning import CostModel, Geometry, Plan, Trial
 
 _EPILOG = """\b
 Examples:
@@ -29,7 +31,8 @@ Examples:
   moe-run -m Qwen/Qwen3-30B-A3B --plan p.json --dry-run
 
 \b
-A file that is there is replaced.
+The cost model proposes plans, the simulator tries them and simple configurations on the trace, and
+the fastest is written. A file that is there is replaced.
 """
 
 
@@ -48,7 +51,14 @@ A file that is there is replaced.
     required=True,
     help="Memory for experts: 40% of them, 8GiB, 500MB or bytes.",
 )
-@plan_options
+@plan_options("auto")
+@option("Cache", "--pack", is_flag=True, help="For experts from a record file; none is written.")
+@option(
+    "Cache",
+    "--quick",
+    is_flag=True,
+    help="By the cost model alone. Always so with --device cuda, which is not simulated.",
+)
 @cost_options
 @option("Output", "-o", "--output", metavar="FILE", required=True, help="The plan, for moe-run.")
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -61,6 +71,8 @@ def make_command(
     prefetch: str,
     device: str,
     prompt_tokens: int,
+    pack: bool,
+    quick: bool,
     output: str,
     as_json: bool,
     **costs: Any,
@@ -73,12 +85,13 @@ def make_command(
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace
     from moerun.errors import InvalidArgumentError
-    from moerun.planning import Geometry, layer_curves, make_plan, uniform_plan
+    from moerun.planning import Geometry
+    from moerun.planning.search import CHOICES
     from moerun_tools.output_file import check_target, replace_file
     from moerun_tools.report import json_line
 
     target = Path(output).expanduser()
-    geometry = Geometry.of_model(model, device)
+    geometry = Geometry.of_model(model, device, pack)
     size = budget_bytes(budget, geometry, model, device)
     if size >= geometry.total_bytes:
         raise InvalidArgumentError(
@@ -86,26 +99,74 @@ def make_command(
             f"needed, run with --expert-budget {budget}"
         )
     cost_model = given.model(len(geometry.moe_layers))
+    policies = CHOICES if policy == "auto" else (policy,)
+    options: dict[str, Any] = {"prefetch": prefetch == "on", "prompt_tokens": prompt_tokens}
+    is_tried = not quick and geometry.move_bytes is not None
     with Trace.open(trace) as opened:
         check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
-        curves = layer_curves(opened, policy)
-        assumed = given.assumed + assumed_guesses(opened, prefetch == "on")
-    options: dict[str, Any] = {"prefetch": prefetch == "on", "prompt_tokens": prompt_tokens}
-    plan = make_plan(curves, cost_model, geometry, size, split=split, **options)
-    uniform = uniform_plan(
-        curves, cost_model, geometry, size, 1.0 if split is None else split, **options
-    )
+        assumed = given.assumed
+        if is_tried:
+            options |= {"policies": policies, "split": split, "pack": pack}
+            plan, trials = _search(opened, model, cost_model, size, options)
+            if prefetch == "on" and "prefetch_ids" not in opened.tensors:
+                assumed = [
+                    *assumed,
+                    "no prefetch (the trace does not say what it would name: "
+                    "record it with moe-trace record --with-prefetch)",
+                ]
+        else:
+            plan, trials = _modelled(opened, policies, cost_model, geometry, size, split, options)
+            assumed = assumed + assumed_guesses(opened, prefetch == "on")
     replace_file(target, (plan.to_json() + "\n").encode())
     if as_json:
-        write_out(json_line(_facts(plan, uniform, geometry.total_bytes, assumed, output)))
+        write_out(json_line(_facts(plan, trials, geometry.total_bytes, is_tried, assumed, output)))
         return
-    write_out(
-        _as_text(plan, uniform, geometry.total_bytes) + assumed_line(assumed) + f"plan: {output}\n"
-    )
+    text = _as_text(plan, trials, geometry.total_bytes, is_tried)
+    write_out(text + assumed_line(assumed) + f"plan: {output}\n")
+
+
+def _search(
+    trace: Trace, model: str | None, costs: CostModel, budget: int, options: dict[str, Any]
+) -> tuple[Plan, list[Trial]]:
+    """Return the plan that was fastest in the simulator, and all that were tried."""
+    from moerun.planning import find_plan
+
+    with Progress("simulating", "plan", False) as bar:
+        return find_plan(
+            trace, model, costs=costs, budget_bytes=budget, progress=bar.show, **options
+        )
+
+
+def _modelled(
+    trace: Trace,
+    policies: Sequence[str],
+    costs: CostModel,
+    geometry: Geometry,
+    budget: int,
+    split: float | None,
+    options: dict[str, Any],
+) -> tuple[Plan, list[Trial]]:
+    """Return the plan that the cost model likes best, and the uniform one beside it."""
+    from moerun.planning import Trial, layer_curves, make_plan, uniform_plan
+
+    found = []
+    for policy in policies:
+        problem = (layer_curves(trace, policy), costs, geometry, budget)
+        found.append(Trial.of("planned", make_plan(*problem, split=split, **options)))
+        share = 1.0 if split is None else split
+        name = f"uniform, split {share:g}"
+        found.append(Trial.of(name, uniform_plan(*problem, share, **options)))
+    found.sort(key=lambda trial: trial.modelled_tpot_ms)
+    return found[0].plan, found
 
 
 def _facts(
-    plan: Plan, uniform: Plan, total: int, assumed: list[str], output: str
+    plan: Plan,
+    trials: list[Trial],
+    total: int,
+    is_tried: bool,
+    assumed: list[str],
+    output: str,
 ) -> dict[str, Any]:
     """Return what --json prints."""
     return {
@@ -115,35 +176,67 @@ def _facts(
         "budget_bytes": plan.budget_bytes,
         "arena_bytes": plan.arena_bytes,
         "total_expert_bytes": total,
+        "simulated": is_tried,
         "predicted": plan.predicted.as_dict(),
-        "uniform": uniform.predicted.as_dict(),
+        "tried": [
+            {
+                "name": trial.name,
+                "policy": trial.plan.policy,
+                "prefetch": trial.plan.prefetch,
+                "modelled_tpot_ms": trial.modelled_tpot_ms,
+                **trial.plan.predicted.as_dict(),
+            }
+            for trial in trials
+        ],
         "layers": [vars(layer) for layer in plan.layers],
         "assumed": assumed,
         "plan": output,
     }
 
 
-def _as_text(plan: Plan, uniform: Plan, total: int) -> str:
-    """Return what is predicted beside what the cache does without a plan."""
+def _as_text(plan: Plan, trials: list[Trial], total: int, is_tried: bool) -> str:
+    """Return what is predicted beside what simple configurations do."""
     from moerun_tools.plan_table import budget_text, columns, milliseconds, percent
     from moerun_tools.units import as_binary
 
-    both = (plan.predicted, uniform.predicted)
     slots = [layer.slots for layer in plan.layers]
     splits = [layer.split for layer in plan.layers]
-    rows = [
-        ("", "plan", "uniform"),
-        ("hit rate (%)", *(percent(each.hit_rate) for each in both)),
-        ("TPOT (ms)", *(milliseconds(each.tpot_ms) for each in both)),
-        ("  waiting (ms)", *(milliseconds(each.stalled_ms) for each in both)),
-        ("TTFT (ms)", *(milliseconds(each.ttft_ms) for each in both)),
-        ("moved a token", *(as_binary(each.bytes_per_token) for each in both)),
+    rows: list[tuple[str, ...]] = [
+        ("", "policy", "prefetch", "hit rate (%)", "TPOT (ms)", "waiting (ms)", "moved a token")
     ]
+    for trial in _worth_showing(plan, trials):
+        predicted = trial.plan.predicted
+        rows.append(
+            (
+                trial.name,
+                trial.plan.policy,
+                trial.plan.prefetch,
+                percent(predicted.hit_rate),
+                milliseconds(predicted.tpot_ms),
+                milliseconds(predicted.stalled_ms),
+                as_binary(predicted.bytes_per_token),
+            )
+        )
+    how = f"simulated, the best of {len(trials)}" if is_tried else "by the cost model"
     return (
         f"{plan.model}, {plan.policy}, {budget_text(plan.budget_bytes, total)}: "
         f"{_range(slots)} slots a layer, split {_range(splits)}\n"
-        f"predicted, with a prompt of {plan.predicted.prompt_tokens} tokens:\n" + columns(rows)
+        f"predicted ({how}):\n"
+        + columns(rows)
+        + f"TTFT with a prompt of {plan.predicted.prompt_tokens} tokens: "
+        f"{milliseconds(plan.predicted.ttft_ms)} ms\n"
     )
+
+
+def _worth_showing(plan: Plan, trials: list[Trial]) -> list[Trial]:
+    """Return the plan, and the best of each other kind."""
+    shown = [trial for trial in trials if trial.plan is plan][:1]
+    names = {trial.name for trial in shown}
+    for trial in trials:
+        if trial.name not in names:
+            names.add(trial.name)
+            shown.append(trial)
+    return shown
 
 
 def _range(values: list[Any]) -> str:

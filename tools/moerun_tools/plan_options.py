@@ -87,14 +87,9 @@ _COST_OPTIONS = (
     ),
 )
 
+_POLICIES = ("lru", "lfu", "lcp", "static")
+
 _PLAN_OPTIONS = (
-    option(
-        "Cache",
-        "--policy",
-        type=click.Choice(["lru", "lfu", "lcp", "static"]),
-        default="lcp",
-        help="Which expert makes room for another.",
-    ),
     option(
         "Cache",
         "--split",
@@ -138,7 +133,20 @@ def _adds(options: tuple[Callable[[Any], Any], ...]) -> Callable[[_Function], _F
 
 model_options = _adds(_MODEL_OPTIONS)
 cost_options = _adds(_COST_OPTIONS)
-plan_options = _adds(_PLAN_OPTIONS)
+
+
+def plan_options(policy: str) -> Callable[[_Function], _Function]:
+    """Return the decorator that adds the options of the cache; `policy` is the default."""
+    choices = [*_POLICIES] if policy in _POLICIES else [policy, *_POLICIES]
+    which = option(
+        "Cache",
+        "--policy",
+        type=click.Choice(choices),
+        default=policy,
+        help="Which expert makes room for another."
+        + ("" if policy in _POLICIES else " auto: the best of lru, lfu and lcp."),
+    )
+    return _adds((which, *_PLAN_OPTIONS))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from moerun.planning.costs import CostModel, fit_transfer
 from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
+from moerun.planning.search import Trial, find_plan
 
 __all__ = [
     "BudgetCurve",
@@ -20,7 +21,9 @@ __all__ = [
     "Plan",
     "PlannedLayer",
     "Prediction",
+    "Trial",
     "budget_curve",
+    "find_plan",
     "fit_transfer",
     "layer_curves",
     "make_plan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ from moerun.arguments import check_int
 from moerun.planning.costs import CostModel
 from moerun.planning.curves import LayerCurves
 from moerun.planning.geometry import Geometry
-from moerun.planning.plans import Plan, Problem
+from moerun.planning.plans import Choice, Plan, Problem, Settings, best_of
+
+# A share of the time that is not worth speaking of.
+_NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def budget_curve(
         curves: as the other arguments, as for `make_plan`.
         costs: times on the machine.
         geometry: sizes of the model.
-        prefetch: whether the cache is to read ahead.
+        prefetch: whether the cache may read ahead.
         split: one split for all layers; None lets the planner choose each layer's.
         prompt_tokens: length of the prompt of the predicted time to first token.
         prefill_chunk: as of `Model.load`.
@@ -83,26 +87,28 @@ def budget_curve(
     """
     count = check_int("points", points, 2, 10_000)
     problem = Problem(curves, costs, geometry, prefetch, split, prompt_tokens, prefill_chunk)
-    ideal = problem.planner_for(curves.optimal)
+    ideal = problem.ideal_planners()
     smallest, total = max(1, geometry.ring_bytes), geometry.total_bytes
     budgets = [int(budget) for budget in np.linspace(smallest, total, count)]
     found: list[BudgetPoint] = []
-    best: list[tuple[int, int]] | None = None
-    best_ideal: list[tuple[int, int]] | None = None
+    best: Choice | None = None
+    best_ideal: Choice | None = None
     for budget in budgets[:-1]:
         slot_bytes = budget - geometry.ring_bytes
-        uniform = problem.planner.uniform(slot_bytes, 1.0 if split is None else split)
-        best = _faster(problem.planner, problem.planner.divide(slot_bytes), best)
-        best_ideal = _faster(ideal, ideal.divide(slot_bytes), best_ideal)
+        share = 1.0 if split is None else split
+        uniform = best_of(problem.planners, partial(_uniform, bytes=slot_bytes, split=share))
+        best = _faster(best_of(problem.planners, partial(_divide, bytes=slot_bytes)), best)
+        best_ideal = _faster(best_of(ideal, partial(_divide, bytes=slot_bytes)), best_ideal)
         # A plan that is good for the policy may be better for the ideal, too.
-        best_ideal = _faster(ideal, best_ideal, best)
-        estimate = ideal.estimate(best_ideal)
+        settings = best.settings
+        best_ideal = _faster(best_of(ideal, partial(_same, settings=settings)), best_ideal)
+        estimate = ideal[best_ideal.prefetch].estimate(best_ideal.settings)
         found.append(
             BudgetPoint(
                 plan=problem.plan(best, budget),
-                uniform_tpot_ms=1e3 * problem.planner.estimate(uniform)["seconds"],
+                uniform_tpot_ms=1e3 * uniform.seconds,
                 optimal_hit_rate=estimate["hit_rate"],
-                optimal_tpot_ms=1e3 * estimate["seconds"],
+                optimal_tpot_ms=1e3 * best_ideal.seconds,
             )
         )
     everything = problem.resident_plan(budgets[-1])
@@ -114,15 +120,23 @@ def budget_curve(
 
 def _knee(budgets: NDArray[np.float64], times: NDArray[np.float64]) -> int:
     span, saving = budgets[-1] - budgets[0], times[0] - times[-1]
-    if span <= 0 or saving <= 0:
+    if span <= 0 or saving <= _NOTHING * times[-1]:
         return 0
     return int(np.argmax((times[0] - times) / saving - (budgets - budgets[0]) / span))
 
 
-def _faster(
-    planner: Planner, settings: list[tuple[int, int]], other: list[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
-    if other is None:
-        return settings
-    times = [planner.estimate(each)["seconds"] for each in (settings, other)]
-    return other if times[1] < times[0] else settings
+def _divide(planner: Planner, bytes: int) -> Settings:
+    return planner.divide(bytes)
+
+
+def _uniform(planner: Planner, bytes: int, split: float) -> Settings:
+    return planner.uniform(bytes, split)
+
+
+def _same(planner: Planner, settings: Settings) -> Settings:
+    del planner
+    return settings
+
+
+def _faster(choice: Choice, other: Choice | None) -> Choice:
+    return other if other is not None and other.seconds < choice.seconds else choice

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from moerun import _moerun
 from moerun.arguments import check_int
 from moerun.errors import FormatError, InvalidArgumentError
-from moerun.metrics.groups import num_threads, parts_of
+from moerun.metrics.groups import num_threads
 from moerun.trace import NO_PREDICTION, Trace
 
 POLICIES = ("lru", "lfu", "lcp", "static")
@@ -41,6 +42,11 @@ class LayerCurves:
         correctness: (L, k) share of tokens for which the r-th expert named in advance is used.
         correctness_measured: whether the trace has predictions; otherwise `correctness` is what
             the literature reports for other models.
+        missing: (L, k + 1, E + 1) share of tokens of which 0 ... k experts have no slot.
+        optimal_missing: the same for the cache of `optimal`.
+        absent: (L, k, E + 1) share of tokens whose r-th expert named in advance has no slot; None
+            if that was not measured.
+        absent_right: (L, k, E + 1) and is used; None if that was not measured.
     """
 
     model: str
@@ -54,6 +60,10 @@ class LayerCurves:
     ranking: NDArray[np.int64]
     correctness: NDArray[np.float64]
     correctness_measured: bool
+    missing: NDArray[np.float64] | None = None
+    optimal_missing: NDArray[np.float64] | None = None
+    absent: NDArray[np.float64] | None = None
+    absent_right: NDArray[np.float64] | None = None
 
 
 def layer_curves(
@@ -82,36 +92,135 @@ def layer_curves(
         )
     if policy not in POLICIES:
         raise InvalidArgumentError(f"policy: expected {', '.join(POLICIES)}, found {policy!r}")
-    workers = num_threads(threads)
-    layers, experts = len(trace.moe_layers), trace.num_experts
-    hits = np.zeros((layers, experts + 1), np.uint64)
-    optimal = np.zeros((layers, experts + 1), np.uint64)
-    used = np.zeros((layers, experts), np.uint64)
-    for part in parts_of(trace):
-        used += _moerun.num_activations(part.arrays, workers).sum(axis=0)
-        optimal += _moerun.slot_hits(part.arrays, "optimal", restart, workers)
-        if policy != "static":
-            hits += _moerun.slot_hits(part.arrays, policy, restart, workers)
-    lookups = trace.num_tokens * trace.top_k
-    ranking = np.argsort(-used.astype(np.int64), axis=1, kind="stable")
-    static = np.zeros((layers, experts + 1))
-    static[:, 1:] = np.take_along_axis(used, ranking, axis=1).cumsum(axis=1) / lookups
-    measured = "prefetch_ids" in trace.tensors
-    return LayerCurves(
+    pieces = (
+        RoutingPart(
+            shard.expert_ids,
+            shard.lengths,
+            shard.tensor("prefetch_ids") if "prefetch_ids" in trace.tensors else None,
+            str(shard.file),
+        )
+        for shard in trace.shards()
+    )
+    return curves_of(
+        pieces,
+        policy,
         model=trace.model,
-        policy=policy,
         moe_layers=tuple(trace.moe_layers),
-        num_experts=experts,
-        top_k=trace.top_k,
-        hit_rate=static if policy == "static" else hits / lookups,
-        optimal=optimal / lookups,
+        num_experts=trace.num_experts,
+        restart=restart,
+        threads=threads,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingPart:
+    """Routing of some sequences: ids (S, L, T, k), lengths (S), guesses as the ids or none; and
+    where it is from."""
+
+    expert_ids: NDArray[Any]
+    lengths: NDArray[np.int32]
+    prefetch_ids: NDArray[np.uint16] | None = None
+    where: str = "routing"
+
+
+def curves_of(
+    parts: Iterable[RoutingPart],
+    policy: str,
+    *,
+    model: str,
+    moe_layers: tuple[int, ...],
+    num_experts: int,
+    restart: bool = False,
+    threads: int | None = None,
+) -> LayerCurves:
+    """Return the curves of routing that is in memory, part after part; at least one token.
+
+    Each part starts with empty slots; all of them have guesses, or none.
+
+    Raises:
+        FormatError: an id is wrong.
+    """
+    workers = num_threads(threads)
+    layers, columns = len(moe_layers), num_experts + 1
+    totals: list[_Counts] = []
+    used = np.zeros((layers, num_experts), np.int64)
+    read = list(parts)
+    arrays = [_moerun.TraceArrays(part.expert_ids, part.lengths, num_experts) for part in read]
+    for each in arrays:
+        used += _moerun.num_activations(each, workers).sum(axis=0).astype(np.int64)
+    ranking = np.argsort(-used, axis=1, kind="stable")
+    top_k = read[0].expert_ids.shape[3]
+    guessed = read[0].prefetch_ids is not None
+    for name in (policy, "optimal"):
+        total = _Counts.zeros(layers, top_k, columns)
+        for part, each in zip(read, arrays, strict=True):
+            guesses = None
+            if part.prefetch_ids is not None:
+                guesses = np.ascontiguousarray(part.prefetch_ids, np.uint16)
+            order = np.ascontiguousarray(ranking, np.uint16) if name == "static" else None
+            try:
+                total += _Counts(
+                    *_moerun.slot_statistics(each, guesses, name, order, restart, workers)
+                )
+            except InvalidArgumentError as error:
+                raise FormatError(f"{part.where}: prefetch_ids: {error}") from None
+        totals.append(total)
+    tokens = int(sum(int(part.lengths.sum()) for part in read))
+    live, ideal = totals
+    lookups = tokens * top_k
+    static = np.zeros((layers, columns))
+    static[:, 1:] = np.take_along_axis(used, ranking, axis=1).cumsum(axis=1) / lookups
+    return LayerCurves(
+        model=model,
+        policy=policy,
+        moe_layers=moe_layers,
+        num_experts=num_experts,
+        top_k=top_k,
+        hit_rate=live.hits() / lookups,
+        optimal=ideal.hits() / lookups,
         static=static,
         ranking=ranking,
-        correctness=(
-            _measured_correctness(trace) if measured else _default_correctness(layers, trace.top_k)
-        ),
-        correctness_measured=measured,
+        correctness=live.right / tokens if guessed else _default_correctness(layers, top_k),
+        correctness_measured=guessed,
+        missing=live.missing / tokens,
+        optimal_missing=ideal.missing / tokens,
+        absent=live.absent / tokens if guessed else None,
+        absent_right=live.absent_right / tokens if guessed else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """What the native module counts: tokens, by layer, number or rank of experts, and slots."""
+
+    missing: NDArray[np.uint64]
+    right: NDArray[np.uint64]
+    absent: NDArray[np.uint64]
+    absent_right: NDArray[np.uint64]
+
+    @classmethod
+    def zeros(cls, layers: int, top_k: int, columns: int) -> _Counts:
+        return cls(
+            np.zeros((layers, top_k + 1, columns), np.uint64),
+            np.zeros((layers, top_k), np.uint64),
+            np.zeros((layers, top_k, columns), np.uint64),
+            np.zeros((layers, top_k, columns), np.uint64),
+        )
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(
+            *(
+                mine + theirs
+                for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+            )
+        )
+
+    def hits(self) -> NDArray[np.uint64]:
+        """Return the hits, (L, columns)."""
+        top_k = self.missing.shape[1] - 1
+        served = np.arange(top_k, -1, -1, dtype=np.uint64)
+        result: NDArray[np.uint64] = (self.missing * served[:, None]).sum(axis=1)
+        return result
 
 
 def replay_hits(
@@ -186,22 +295,3 @@ def _default_correctness(layers: int, top_k: int) -> NDArray[np.float64]:
     table = np.tile(np.linspace(*_DEFAULT_CORRECTNESS, top_k), (layers, 1))
     table[0] = np.linspace(*_DEFAULT_OF_FIRST_LAYER, top_k)
     return table
-
-
-def _measured_correctness(trace: Trace) -> NDArray[np.float64]:
-    right = np.zeros((len(trace.moe_layers), trace.top_k))
-    for shard in trace.shards():
-        guesses, ids = shard.tensor("prefetch_ids"), shard.expert_ids
-        is_token = np.arange(ids.shape[2]) < shard.lengths[:, None]  # (S, T)
-        for layer in range(ids.shape[1]):
-            named, active = guesses[:, layer][is_token], ids[:, layer][is_token]  # (tokens, k)
-            if ((named >= trace.num_experts) & (named != NO_PREDICTION)).any():
-                raise FormatError(
-                    f"{shard.file}: prefetch_ids of layer {trace.moe_layers[layer]}: expected "
-                    f"experts from 0 to {trace.num_experts - 1}, or {NO_PREDICTION} for none, "
-                    f"found up to {named[named != NO_PREDICTION].max()}"
-                )
-            for rank in range(trace.top_k):
-                right[layer, rank] += (named[:, rank, None] == active).any(axis=1).sum()
-    result: NDArray[np.float64] = right / trace.num_tokens
-    return result

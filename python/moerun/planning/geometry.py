@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int, check_str
 from moerun.cache_options import dry_run
 from moerun.errors import InvalidArgumentError
+from moerun.packs import folder_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Geometry:
         record_bytes: of one, its three rows with their padding.
         ring_bytes: of the staging ring, which every budget has to hold beside the slots; the
             smallest budget that works.
+        move_pieces: (L, Q + 1) float64, pieces in which an expert moves whose first 0 ... Q quanta
+            of records are in a slot, mean over a layer's experts. None: one.
+        move_bytes: (L, Q + 1) float64, bytes that the slow tier gives for it: whole sectors, and
+            without a record file all of down_proj. None: those that are missing.
 
     Raises:
         InvalidArgumentError: a number is out of its range.
@@ -38,6 +46,8 @@ class Geometry:
     records: int
     record_bytes: int
     ring_bytes: int
+    move_pieces: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    move_bytes: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_str("model", self.model)
@@ -64,12 +74,19 @@ class Geometry:
         return len(self.moe_layers) * self.num_experts * self.expert_bytes
 
     @classmethod
-    def of_model(cls, path: str | os.PathLike[str] | None = None, device: str = "auto") -> Geometry:
+    def of_model(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        pack: bool | str | os.PathLike[str] = False,
+    ) -> Geometry:
         """Return the sizes of a model, read from its config and headers.
 
         Args:
             path: as for `moerun.Model.load`.
             device: where it would run.
+            pack: whether experts would come from a record file, as for `moerun.Model.load`; none
+                is written.
 
         Raises:
             InvalidArgumentError: the model has no experts that a cache could leave out.
@@ -83,6 +100,11 @@ class Geometry:
                 "nothing to plan"
             )
         records = _moerun.model_config(sizes["model"])["moe_intermediate_size"]
+        pieces, moved = None, None
+        if sizes["device"] == "cpu":
+            folder = folder_of(pack)
+            options = {} if folder is None else {"pack_folder": folder}
+            pieces, moved = _moerun.move_sizes(sizes["model"], **options)
         return cls(
             model=Path(sizes["model"]).name,
             moe_layers=tuple(layer["layer"] for layer in sizes["layers"]),
@@ -91,4 +113,6 @@ class Geometry:
             records=records,
             record_bytes=sizes["expert_bytes_each"] // records,
             ring_bytes=sizes["ring_bytes"],
+            move_pieces=pieces,
+            move_bytes=moved,
         )

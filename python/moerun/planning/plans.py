@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,27 @@ from moerun.planning.costs import CostModel
 from moerun.planning.curves import LayerCurves
 from moerun.planning.geometry import Geometry
 
-_Settings = list[tuple[int, int]]  # slots and records of a top segment, for each layer
+Settings = list[tuple[int, int]]  # slots and records of a top segment, for each layer
+# With prefetch, where it may be used, and without.
+Planners = dict[bool, _moerun.Planner]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings of all layers, and whether to prefetch; `seconds` a token are predicted."""
+
+    settings: Settings
+    prefetch: bool
+    seconds: float
+
+
+def best_of(planners: Planners, make: Callable[[_moerun.Planner], Settings]) -> Choice:
+    """Return what is faster: with prefetch or without it."""
+    choices = []
+    for prefetch, planner in planners.items():
+        settings = make(planner)
+        choices.append(Choice(settings, prefetch, planner.estimate(settings)["seconds"]))
+    return min(choices, key=lambda choice: choice.seconds)
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,7 @@ def make_plan(
         costs: times on the machine.
         geometry: sizes of the model.
         budget_bytes: for slots and staging ring together.
-        prefetch: whether the cache is to read ahead.
+        prefetch: whether the cache may read ahead; it does where that is predicted to be faster.
         split: one split for all layers; None lets the planner choose each layer's.
         prompt_tokens: length of the prompt of the predicted time to first token.
         prefill_chunk: as of `Model.load`.
@@ -156,7 +177,8 @@ def make_plan(
     budget = problem.check_budget(budget_bytes)
     if budget >= geometry.total_bytes:
         return problem.resident_plan(budget)
-    return problem.plan(problem.planner.divide(budget - geometry.ring_bytes), budget)
+    slot_bytes = budget - geometry.ring_bytes
+    return problem.plan(best_of(problem.planners, lambda each: each.divide(slot_bytes)), budget)
 
 
 def uniform_plan(
@@ -179,7 +201,10 @@ def uniform_plan(
     share = check_number("split", split, 0, 1)
     if budget >= geometry.total_bytes:
         return problem.resident_plan(budget)
-    return problem.plan(problem.planner.uniform(budget - geometry.ring_bytes, share), budget)
+    slot_bytes = budget - geometry.ring_bytes
+    return problem.plan(
+        best_of(problem.planners, lambda each: each.uniform(slot_bytes, share)), budget
+    )
 
 
 class Problem:
@@ -203,12 +228,27 @@ class Problem:
         self.split = None if split is None else check_number("split", split, 0, 1)
         self.prompt_tokens = check_int("prompt_tokens", prompt_tokens, 1, 2**31)
         self.prefill_chunk = check_int("prefill_chunk", prefill_chunk, 1, 2**31)
-        self.planner = self.planner_for(curves.hit_rate)
+        self.planners = self._planners(curves.hit_rate, curves.missing)
 
-    def planner_for(self, hit_rate: NDArray[np.float64]) -> _moerun.Planner:
-        """Return the planner for these hit rates, (L, E + 1), and otherwise the same problem."""
-        geometry, costs = self.geometry, self.costs
-        guesses = self.curves.correctness
+    def ideal_planners(self) -> Planners:
+        """Return the planners for the cache that knows the future."""
+        return self._planners(self.curves.optimal, self.curves.optimal_missing)
+
+    def _planners(
+        self, hit_rate: NDArray[np.float64], missing: NDArray[np.float64] | None
+    ) -> Planners:
+        return {
+            ahead: self._planner(hit_rate, missing, ahead)
+            for ahead in ((True, False) if self.prefetch else (False,))
+        }
+
+    def _planner(
+        self, hit_rate: NDArray[np.float64], missing: NDArray[np.float64] | None, prefetch: bool
+    ) -> _moerun.Planner:
+        geometry, costs, curves = self.geometry, self.costs, self.curves
+        guesses = curves.correctness if prefetch else curves.correctness[:, :0]
+        # What the guesses would find is known of the policy's own slots.
+        knows_absent = prefetch and hit_rate is curves.hit_rate
         return _moerun.Planner(
             num_experts=geometry.num_experts,
             top_k=geometry.top_k,
@@ -221,7 +261,12 @@ class Problem:
             link_fixed_s=costs.link_fixed_s,
             link_bytes_per_s=costs.link_bytes_per_s,
             hit_rate=np.ascontiguousarray(hit_rate, np.float64),
-            correctness=np.ascontiguousarray(guesses if self.prefetch else guesses[:, :0]),
+            correctness=np.ascontiguousarray(guesses),
+            missing=missing,
+            absent=curves.absent if knows_absent else None,
+            absent_right=curves.absent_right if knows_absent else None,
+            move_pieces=geometry.move_pieces,
+            move_bytes=geometry.move_bytes,
             split=-1.0 if self.split is None else self.split,
         )
 
@@ -236,10 +281,11 @@ class Problem:
             )
         return budget
 
-    def plan(self, settings: _Settings, budget: int) -> Plan:
-        """Return the plan with these settings of its layers."""
-        geometry, curves = self.geometry, self.curves
-        estimate = self.planner.estimate(settings)
+    def plan(self, choice: Choice, budget: int) -> Plan:
+        """Return the plan that was chosen."""
+        geometry, curves, settings = self.geometry, self.curves, choice.settings
+        planner = self.planners[choice.prefetch]
+        estimate = planner.estimate(settings)
         layers = []
         for index, (slots, records) in enumerate(settings):
             is_static = curves.policy == "static"
@@ -256,9 +302,9 @@ class Problem:
         return Plan(
             model=geometry.model,
             policy=curves.policy,
-            prefetch="auto" if self.prefetch else "off",
+            prefetch="auto" if choice.prefetch else "off",
             budget_bytes=budget,
-            arena_bytes=self.planner.bytes_of(settings) + geometry.ring_bytes,
+            arena_bytes=planner.bytes_of(settings) + geometry.ring_bytes,
             is_resident=False,
             layers=tuple(layers),
             predicted=Prediction(
@@ -296,8 +342,8 @@ class Problem:
             ),
         )
 
-    def _prompt_seconds(self, settings: _Settings) -> float:
-        return self.planner.prompt_seconds(settings, self.prompt_tokens, self.prefill_chunk)
+    def _prompt_seconds(self, settings: Settings) -> float:
+        return self.planners[False].prompt_seconds(settings, self.prompt_tokens, self.prefill_chunk)
 
 
 def _check_same_model(curves: LayerCurves, costs: CostModel, geometry: Geometry) -> None:
