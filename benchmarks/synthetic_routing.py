@@ -77,17 +77,20 @@ def write_trace(
     ids: NDArray[np.uint16],
     experts: int,
     predicted: NDArray[np.uint16] | None = None,
+    moe_layers: Sequence[int] | None = None,
 ) -> moerun.Trace:
     """Write ids (sequences, layers, tokens, top_k) as one file, and open it.
 
-    `predicted`, of the same shape, is what the prefetcher would be told.
+    Args:
+        predicted: of the same shape, what the prefetcher would be told.
+        moe_layers: numbers of the layers; None for 0, 1, 2 ...
     """
     with moerun.TraceWriter(
         path,
         model="synthetic",
         num_experts=experts,
         top_k=ids.shape[3],
-        moe_layers=range(ids.shape[1]),
+        moe_layers=range(ids.shape[1]) if moe_layers is None else moe_layers,
     ) as writer:
         for number, sequence in enumerate(ids):
             guesses = None if predicted is None else predicted[number]
