@@ -240,7 +240,7 @@ def with_errors(row: dict[str, Any]) -> dict[str, Any]:
 
 
 _EPILOG = """\b
-The real run, on a machine that does nothing else (about 40 minutes on two cores):
+The real run, on a machine that does nothing else (about an hour on two cores):
   python benchmarks/make_checkpoint.py --like olmoe-1b-7b --layers 4 -o /tmp/bench/olmoe4
   python benchmarks/bench_plans.py --checkpoint /tmp/bench/olmoe4 --plot plans.png
 It needs as much free disk beside the checkpoint as the experts take (3.2 GB), for the record file.
@@ -276,7 +276,7 @@ To see that it works (its speeds mean nothing):
     default=["15%", "30%", "45%", "60%", "75%"],
     show_default=True,
 )
-@click.option("--warm-up", default=64, show_default=True, help="Tokens before those that count.")
+@click.option("--warm-up", default=144, show_default=True, help="Tokens before those that count.")
 @click.option("--tokens", default=96, show_default=True, help="Tokens that count.")
 @click.option("--plan-tokens", default=2048, show_default=True, help="Known to the planner.")
 @click.option("--repeats", default=3, show_default=True, help="The median is reported.")

@@ -156,7 +156,7 @@ def measure(trace: moerun.Trace, share: float, restart: bool, caches: int, seed:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rates with slots that go on from sequence to sequence / emptied before each."""
     lines = [
-        "| routing | SRP(16) | LCP | LFU | LRU | random | best static set | optimal |",
+        "| routing | SRP(16) | LCP | LFU | LRU | random eviction | best static set | optimal |",
         "|" + "---|" * 8,
     ]
     for name in dict.fromkeys(row["name"] for row in rows):

@@ -54,6 +54,7 @@ def draw_cache(
         markersize=6 if is_plan else 4,
         label=rows[0]["cache"] + (", measured" if is_plan else ""),
         zorder=3 if is_plan else 2,
+        clip_on=False,
         **style,
     )
     if is_plan:
