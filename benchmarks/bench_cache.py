@@ -226,9 +226,9 @@ def peak_rss_bytes() -> int:
     return 0
 
 
-def in_process(limit: int | None, function: str, *arguments: Any) -> Any:
-    """Calls a function of this file in a fresh process with at most `limit` bytes of memory."""
-    command = [sys.executable, __file__, "--worker", json.dumps([function, *arguments])]
+def in_process(limit: int | None, function: str, *arguments: Any, script: str = __file__) -> Any:
+    """Calls a function of `script` in a fresh process with at most `limit` bytes of memory."""
+    command = [sys.executable, script, "--worker", json.dumps([function, *arguments])]
     group = None if limit is None else MemoryLimit(limit)
     done = subprocess.run(
         command,
