@@ -60,6 +60,7 @@ std::vector<double> Cached::missing() const {
 struct Ahead {
   double num_ready = 0;
   double bytes = 0;
+  double seconds = 0;  // of the link
   double whole = 0;    // experts of use that had no slot
   double bottoms = 0;  // bottoms of use
   double delay_s = 0;  // demand waits for a piece of a wrong one that is under way
@@ -93,6 +94,7 @@ Ahead fetch_ahead(const Cached& cached, double window_s) {
     const double absent = cached.absent(r);
     const double useful = cached.absent_right(r);
     result.num_ready += absent * whole + (1 - absent) * bottom;
+    result.seconds += absent * whole * cached.whole_s + (1 - absent) * bottom * cached.bottom_s;
     result.bytes +=
         absent * whole * cached.whole.bytes + (1 - absent) * bottom * cached.bottom.bytes;
     result.whole += whole * useful;
@@ -122,7 +124,8 @@ struct Demand {
   double free_s = 0;  // of the time for the experts before and this waiting, the link is idle
 };
 
-Demand on_demand(const Cached& cached, const std::vector<double>& missing, const Ahead& ahead) {
+Demand on_demand(const Cached& cached, const TransferCost& link, const std::vector<double>& missing,
+                 const Ahead& ahead) {
   const LayerModel& layer = cached.layer;
   const auto k = static_cast<double>(layer.top_k);
   const double each_s = layer.moe_s / k;
@@ -148,9 +151,14 @@ Demand on_demand(const Cached& cached, const std::vector<double>& missing, const
         // Two machines in a row, link and processor: what is there is computed first, the rest as
         // it lands. The processor is idle before the first arrival, or waits for the last one.
         const double one = std::min(1.0, count) / count;
-        const double first = one * link_s + share * each_s;
+        const double beside_s = std::min(share * each_s, (1 - one) * link_s);
+        const double first = one * link_s + share * each_s + link.slowdown * beside_s;
         const double last = link_s + one * share * each_s;
-        exposed_s = std::max(0.0, std::max(first, last) - layer.moe_s);
+        const double busy_s = std::min(layer.moe_s, link_s / (1 + link.slowdown));
+        const double computed = layer.moe_s + link.slowdown * busy_s;
+        const double waited = std::max(first, last);
+        exposed_s =
+            std::max(computed, waited + (waited > computed ? link.wake_s : 0)) - layer.moe_s;
       }
       result.missing += weight * share;
       result.bytes += weight * (wholes * cached.whole.bytes + bottoms * cached.bottom.bytes);
@@ -227,8 +235,7 @@ LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
   Cached cached{.layer = layer, .whole = {}, .bottom = {}};
   if (setting.num_slots != 0 && setting.top_records != 0) {
     cached.slots = setting.num_slots;
-    cached.split =
-        static_cast<double>(setting.top_records) / static_cast<double>(layer.records);
+    cached.split = static_cast<double>(setting.top_records) / static_cast<double>(layer.records);
   }
   cached.whole = layer.move(0);
   cached.bottom = layer.move(cached.split > 0 ? setting.top_records : 0);
@@ -237,13 +244,15 @@ LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
 
   const std::vector<double> missing = cached.missing();
   Ahead ahead;
-  Demand demand = on_demand(cached, missing, ahead);
+  Demand demand = on_demand(cached, link, missing, ahead);
   // The window is what demand of the layer before leaves of it, and that layer prefetches, too: it
   // is taken to be like this one. Twice is near enough to the fixed point.
   for (int round = 0; round < 2 && !layer.correctness.empty(); ++round) {
     ahead = fetch_ahead(cached, layer.window_s + demand.free_s);
-    demand = on_demand(cached, missing, ahead);
+    demand = on_demand(cached, link, missing, ahead);
   }
+  // What is fetched in advance slows down what is computed meanwhile.
+  demand.exposed_s += ahead.seconds * link.slowdown / (1 + link.slowdown);
   LayerEstimate result;
   result.hit_rate = cached.hit_rate();
   result.num_ready = ahead.num_ready;
@@ -267,7 +276,9 @@ double prompt_seconds(const LayerModel& layer, const TransferCost& link,
   for (std::size_t first = 0; first < num_tokens; first += chunk) {
     const auto tokens = static_cast<double>(std::min(chunk, num_tokens - first));
     const double used = std::min(experts, tokens * static_cast<double>(layer.top_k));
-    seconds += std::max(used * each_s, tokens * layer.prompt_s);
+    const double moving = used * each_s;
+    const double computing = tokens * layer.prompt_s;
+    seconds += std::max(moving, computing + link.slowdown * std::min(moving, computing));
   }
   return seconds;
 }

@@ -18,6 +18,8 @@ struct TransferSize {
 struct TransferCost {
   double fixed_s = 0;
   double bytes_per_s = 1;
+  double slowdown = 0;  // computing takes so much of its time longer while the link is busy
+  double wake_s = 0;    // a layer takes so much longer if it waits for what comes
 
   double seconds(const TransferSize& size) const {
     return fixed_s * size.pieces + size.bytes / bytes_per_s;
@@ -90,7 +92,7 @@ struct LayerEstimate {
   double missing = 0;       // what has to come on demand, in whole experts
   double demand_bytes = 0;  // of it, as the slow tier gives them
   double prefetch_bytes = 0;
-  double exposed_s = 0;  // waiting that no computing hides
+  double exposed_s = 0;  // waiting that no computing hides, and what computing is slowed down
 };
 
 LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,

@@ -133,6 +133,10 @@ Planner::Planner(PlanProblem problem, double fixed_split)
                                   "found ", problem_.link.bytes_per_s, " bytes a second and ",
                                   problem_.link.fixed_s, " s"));
   }
+  check_seconds(0, "wake", problem_.link.wake_s);
+  if (!(problem_.link.slowdown >= 0 && std::isfinite(problem_.link.slowdown))) {
+    throw InvalidArgument(message("slowdown: expected at least 0, found ", problem_.link.slowdown));
+  }
   for (std::size_t l = 0; l < problem_.layers.size(); ++l) {
     check(l, problem_.layers[l]);
     options_.push_back(options_of(problem_.layers[l], fixed_split));

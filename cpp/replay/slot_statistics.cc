@@ -127,8 +127,8 @@ void append(const TraceView& trace, std::span<const std::uint16_t> guesses, std:
   tokens.experts.insert(tokens.experts.end(), view.expert_ids.begin(), view.expert_ids.end());
   if (guesses.empty()) return;
   const std::size_t of_layer = trace.num_tokens * trace.slots;
-  const auto own = guesses.subspan((sequence * trace.num_layers + layer) * of_layer,
-                                   view.expert_ids.size());
+  const auto own =
+      guesses.subspan((sequence * trace.num_layers + layer) * of_layer, view.expert_ids.size());
   for (const std::uint16_t guess : own) {
     if (guess < trace.num_experts || guess == kNoExpert) continue;
     throw InvalidArgument(message("guesses: sequence ", sequence, ", layer ", layer,
@@ -146,8 +146,7 @@ void check(const TraceView& trace, std::span<const std::uint16_t> guesses, std::
     throw InvalidArgument(
         message("policy: expected lru, lfu, lcp, static or optimal, found '", policy, "'"));
   }
-  const std::size_t ids =
-      trace.num_sequences() * trace.num_layers * trace.num_tokens * trace.slots;
+  const std::size_t ids = trace.num_sequences() * trace.num_layers * trace.num_tokens * trace.slots;
   if (!guesses.empty() && guesses.size() != ids) {
     throw InvalidArgument(
         message("guesses: expected ", ids, " ids, as the trace has, found ", guesses.size()));

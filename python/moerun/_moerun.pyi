@@ -112,6 +112,8 @@ class Planner:
         head_s: float,
         link_fixed_s: float,
         link_bytes_per_s: float,
+        slowdown: float = 0.0,
+        wake_s: float = 0.0,
         hit_rate: NDArray[np.float64],
         correctness: NDArray[np.float64],
         missing: NDArray[np.float64] | None = None,

@@ -78,17 +78,13 @@ py::array_t<std::uint64_t> policy_hits(const std::string& policy, std::size_t nu
   return shaped(replay.hits(), {num_experts + 1});
 }
 
-std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k,
-                                      std::size_t records, std::size_t record_bytes,
-                                      const Reals& attention_s, const Reals& moe_s,
-                                      const Reals& prompt_s, double head_s, double link_fixed_s,
-                                      double link_bytes_per_s, const Reals& hit_rate,
-                                      const Reals& correctness,
-                                      const std::optional<Reals>& missing,
-                                      const std::optional<Reals>& absent,
-                                      const std::optional<Reals>& absent_right,
-                                      const std::optional<Reals>& move_pieces,
-                                      const std::optional<Reals>& move_bytes, double split) {
+std::unique_ptr<Planner> make_planner(
+    std::size_t num_experts, std::size_t top_k, std::size_t records, std::size_t record_bytes,
+    const Reals& attention_s, const Reals& moe_s, const Reals& prompt_s, double head_s,
+    double link_fixed_s, double link_bytes_per_s, double slowdown, double wake_s,
+    const Reals& hit_rate, const Reals& correctness, const std::optional<Reals>& missing,
+    const std::optional<Reals>& absent, const std::optional<Reals>& absent_right,
+    const std::optional<Reals>& move_pieces, const std::optional<Reals>& move_bytes, double split) {
   const auto num_layers = static_cast<std::size_t>(attention_s.size());
   check_shape("attention_s", attention_s, {num_layers});
   check_shape("moe_s", moe_s, {num_layers});
@@ -110,7 +106,7 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
   }
   PlanProblem problem;
   problem.head_s = head_s;
-  problem.link = {link_fixed_s, link_bytes_per_s};
+  problem.link = {link_fixed_s, link_bytes_per_s, slowdown, wake_s};
   for (std::size_t l = 0; l < num_layers; ++l) {
     LayerModel layer;
     layer.num_experts = num_experts;
@@ -129,8 +125,8 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
     layer.absent = table_of(absent, l, guesses * columns);
     layer.absent_right = table_of(absent_right, l, guesses * columns);
     for (std::size_t q = 0; move_pieces && move_bytes && q < num_moves; ++q) {
-      layer.moves.push_back({row_of(*move_pieces, l, num_moves)[q],
-                             row_of(*move_bytes, l, num_moves)[q]});
+      layer.moves.push_back(
+          {row_of(*move_pieces, l, num_moves)[q], row_of(*move_bytes, l, num_moves)[q]});
     }
     problem.layers.push_back(std::move(layer));
   }
@@ -188,7 +184,7 @@ py::tuple statistics(const TraceArrays& trace, const std::optional<Ids>& guesses
     ThreadPool pool(checked_threads(threads));
     found = slot_statistics(view, guessed, policy, ranked, restart, pool);
   }
-  const auto joined = [&](std::vector<std::uint64_t> SlotStatistics::*field, const Shape& shape) {
+  const auto joined = [&](std::vector<std::uint64_t> SlotStatistics::* field, const Shape& shape) {
     std::vector<std::uint64_t> all;
     for (const SlotStatistics& layer : found) {
       all.insert(all.end(), (layer.*field).begin(), (layer.*field).end());
@@ -225,8 +221,8 @@ void register_planning(py::module_& module) {
       .def(py::init(&make_planner), py::kw_only(), py::arg("num_experts"), py::arg("top_k"),
            py::arg("records"), py::arg("record_bytes"), py::arg("attention_s"), py::arg("moe_s"),
            py::arg("prompt_s"), py::arg("head_s"), py::arg("link_fixed_s"),
-           py::arg("link_bytes_per_s"), py::arg("hit_rate"), py::arg("correctness"),
-           py::arg("missing") = py::none(),
+           py::arg("link_bytes_per_s"), py::arg("slowdown") = 0.0, py::arg("wake_s") = 0.0,
+           py::arg("hit_rate"), py::arg("correctness"), py::arg("missing") = py::none(),
            py::arg("absent") = py::none(), py::arg("absent_right") = py::none(),
            py::arg("move_pieces") = py::none(), py::arg("move_bytes") = py::none(),
            py::arg("split"))

@@ -153,8 +153,8 @@ TEST("estimate_layer: worked by hand") {
   CHECK_NEAR(estimate_layer(layer, slow, {0, 0}).missing, 2, 1e-12);
   layer.absent.clear();
   layer.absent_right.clear();
-  // What is cached leaves the window to the others: only if both are absent, one time in four, there
-  // is half a guess that is not ready.
+  // What is cached leaves the window to the others: only if both are absent, one time in four,
+  // there is half a guess that is not ready.
   CHECK_NEAR(estimate_layer(layer, slow, {2, 64}).num_ready, 2 - 0.25 / 2, 1e-12);
 }
 
@@ -180,8 +180,7 @@ TEST("estimate_layer: more slots, larger tops, a faster link, better guesses nev
       return estimate_layer(layer, problem.link, {slots, top}).exposed_s;
     };
     // With prefetch, a token may wait for a wrong guess that is under way.
-    const double slack =
-        layer.correctness.empty() ? 0 : 0.25 * problem.link.seconds(layer.move(0));
+    const double slack = layer.correctness.empty() ? 0 : 0.25 * problem.link.seconds(layer.move(0));
     for (std::size_t top = 32; top <= layer.records; top += 32) {
       for (std::size_t slots = 1; slots <= layer.num_experts; ++slots) {
         const double here = wait(slots, top);
@@ -192,8 +191,7 @@ TEST("estimate_layer: more slots, larger tops, a faster link, better guesses nev
         CHECK(here <= wait(slots, top - 32) + 0.02 * layer.moe_s + slack);
         TransferCost faster = problem.link;
         faster.bytes_per_s *= 1.5;
-        CHECK(estimate_layer(layer, faster, {slots, top}).exposed_s <=
-              here * (1 + 1e-12) + slack);
+        CHECK(estimate_layer(layer, faster, {slots, top}).exposed_s <= here * (1 + 1e-12) + slack);
         LayerModel better = layer;
         for (double& p : better.correctness) p = std::sqrt(p);
         better.window_s *= 1.5;

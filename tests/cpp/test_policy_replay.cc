@@ -282,8 +282,8 @@ TEST("slot_statistics: as one cache for each number of slots, token by token") {
     Token guesses;
     for (const Token& each : named) guesses.insert(guesses.end(), each.begin(), each.end());
     const std::vector<std::int32_t> lengths = {static_cast<std::int32_t>(count)};
-    const TraceView trace{std::span<const std::uint16_t>(routing.ids), lengths, 1, count, k,
-                          experts};
+    const TraceView trace{
+        std::span<const std::uint16_t>(routing.ids), lengths, 1, count, k, experts};
     Token ranking(experts);
     for (std::size_t e = 0; e < experts; ++e) ranking[e] = static_cast<std::uint16_t>(e);
     std::shuffle(ranking.begin(), ranking.end(), random);
