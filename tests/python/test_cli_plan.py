@@ -238,8 +238,11 @@ def test_a_curve_is_that_of_python_and_is_drawn(folder, trace, costs, geometry):
     options = ("curve", "--trace", trace, "--costs", costs, "--points", "9")
     value = as_json(run(*options, "--json", "-o", picture))
     with Trace.open(trace) as opened:
-        expected = budget_curve(layer_curves(opened), COSTS, geometry, points=9)
+        expected = budget_curve(
+            layer_curves(opened), COSTS, geometry, points=9, here_bytes=geometry.total_bytes
+        )
     assert value["knee"] == expected.knee > 0
+    assert value["here"] == expected.here == 8  # all of it fits on any machine
     for point, found in zip(expected.points, value["points"], strict=True):
         assert found["budget_bytes"] == point.budget_bytes
         assert found["tpot_ms"] == point.plan.predicted.tpot_ms

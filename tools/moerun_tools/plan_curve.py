@@ -46,6 +46,7 @@ Examples:
     metavar="N",
     help="Budgets, from the smallest that works to every expert.",
 )
+@option("Cache", "--pack", is_flag=True, help="For experts from a record file; none is written.")
 @cost_options
 @option("Output", "-o", "--output", metavar="FILE", help="Draw the curve to a .png or .svg.")
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -58,6 +59,7 @@ def curve_command(
     device: str,
     prompt_tokens: int,
     points: int,
+    pack: bool,
     output: str | None,
     as_json: bool,
     **costs: Any,
@@ -70,12 +72,13 @@ def curve_command(
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun import Trace
+    from moerun import Trace, dry_run
     from moerun.planning import Geometry, budget_curve, layer_curves
     from moerun_tools.output_file import check_target, replace_file
     from moerun_tools.report import json_line
 
-    geometry = Geometry.of_model(model, device)
+    geometry = Geometry.of_model(model, device, pack)
+    sizes = dry_run(model, device)
     cost_model = given.model(len(geometry.moe_layers))
     with Trace.open(trace) as opened:
         if target is not None:
@@ -90,6 +93,7 @@ def curve_command(
         prefetch=prefetch == "on",
         split=split,
         prompt_tokens=prompt_tokens,
+        here_bytes=sizes["budget_bytes"],
     )
     if target is not None:
         from moerun_tools.figures import draw
@@ -104,21 +108,32 @@ def curve_command(
 
 
 def advice(curve: BudgetCurve, total: int) -> str:
-    """Return one sentence: what to set."""
+    """Return one or two sentences: what to set, and what more memory would bring."""
     from moerun_tools.plan_table import budget_text, milliseconds
 
+    def time_of(point: BudgetPoint) -> str:
+        return f"{milliseconds(point.plan.predicted.tpot_ms)} ms a token"
+
     first, knee, last = curve.points[0], curve.points[curve.knee], curve.points[-1]
-    fastest = milliseconds(last.plan.predicted.tpot_ms)
+    here = last if curve.here is None else curve.points[curve.here]
     if first.plan.predicted.tpot_ms <= last.plan.predicted.tpot_ms * (1 + 1e-6):
         return f"More memory saves no time: set --budget {first.budget_bytes}."
-    if curve.knee == 0:
+    if curve.knee == 0 or here.budget_bytes < knee.budget_bytes:
+        text = (
+            f"Set as much as there is, --budget {here.budget_bytes} on this machine: "
+            f"{time_of(here)}"
+        )
+        if here is last:
+            return f"{text}. There is no knee, all memory pays alike."
+        if curve.knee == 0:
+            return f"{text}; {time_of(last)} with all of them. All memory pays alike."
         return (
-            "There is no knee, all memory pays alike: set as much as there is, at most "
-            f"{total} bytes ({fastest} ms a token)."
+            f"{text}. More memory pays: {time_of(knee)} with "
+            f"{budget_text(knee.budget_bytes, total)}; beyond that it saves less."
         )
     return (
         f"Set --budget {knee.budget_bytes}, {budget_text(knee.budget_bytes, total)}: "
-        f"{milliseconds(knee.plan.predicted.tpot_ms)} ms a token, {fastest} ms with all of them; "
+        f"{time_of(knee)}, {milliseconds(last.plan.predicted.tpot_ms)} ms with all of them; "
         "beyond it, memory saves less time than up to there."
     )
 
@@ -132,6 +147,7 @@ def _facts(curve: BudgetCurve, assumed: list[str], total: int) -> dict[str, Any]
         "prefetch": plan.prefetch,
         "total_expert_bytes": total,
         "knee": curve.knee,
+        "here": curve.here,
         "points": [_point(each) for each in curve.points],
         "advice": advice(curve, total),
         "assumed": assumed,
@@ -146,6 +162,12 @@ def _point(point: BudgetPoint) -> dict[str, Any]:
         "optimal_hit_rate": point.optimal_hit_rate,
         "optimal_tpot_ms": point.optimal_tpot_ms,
     }
+
+
+def _mark_of(curve: BudgetCurve, index: int) -> str:
+    marks = ["knee"] if index == curve.knee and index else []
+    marks += ["this machine"] if index == curve.here else []
+    return f"<- {', '.join(marks)}" if marks else ""
 
 
 def _table(curve: BudgetCurve, total: int) -> str:
@@ -167,7 +189,7 @@ def _table(curve: BudgetCurve, total: int) -> str:
                 milliseconds(predicted.ttft_ms),
                 percent(point.optimal_hit_rate),
                 milliseconds(point.optimal_tpot_ms),
-                "<- knee" if index == curve.knee and index else "",
+                _mark_of(curve, index),
             )
         )
     heading = f"{plan.model}, {plan.policy}, prefetch {plan.prefetch}, predicted:\n"

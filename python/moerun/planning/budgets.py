@@ -49,10 +49,12 @@ class BudgetCurve:
     Attributes:
         points: of the curve.
         knee: index of the point from which on more memory brings less time than before.
+        here: index of the point of `here_bytes`; None if that is not known or too little.
     """
 
     points: tuple[BudgetPoint, ...]
     knee: int
+    here: int | None = None
 
 
 def budget_curve(
@@ -65,6 +67,7 @@ def budget_curve(
     split: float | None = None,
     prompt_tokens: int = 512,
     prefill_chunk: int = 512,
+    here_bytes: int | None = None,
 ) -> BudgetCurve:
     """Return plans for budgets from the smallest that works to all experts, evenly spaced.
 
@@ -81,6 +84,7 @@ def budget_curve(
         split: one split for all layers; None lets the planner choose each layer's.
         prompt_tokens: length of the prompt of the predicted time to first token.
         prefill_chunk: as of `Model.load`.
+        here_bytes: what there is room for on a machine: a point more, unless that is too little.
 
     Raises:
         InvalidArgumentError: as `make_plan`.
@@ -90,6 +94,11 @@ def budget_curve(
     ideal = problem.ideal_planners()
     smallest, total = max(1, geometry.ring_bytes), geometry.total_bytes
     budgets = [int(budget) for budget in np.linspace(smallest, total, count)]
+    here = None
+    if here_bytes is not None and here_bytes >= smallest:
+        room = min(check_int("here_bytes", here_bytes, 1, 2**50), total)
+        budgets = sorted({*budgets, room})
+        here = budgets.index(room)
     found: list[BudgetPoint] = []
     best: Choice | None = None
     best_ideal: Choice | None = None
@@ -115,7 +124,7 @@ def budget_curve(
     fastest = everything.predicted.tpot_ms
     found.append(BudgetPoint(everything, fastest, 1.0, fastest))
     times = np.array([point.plan.predicted.tpot_ms for point in found])
-    return BudgetCurve(tuple(found), _knee(np.array(budgets, np.float64), times))
+    return BudgetCurve(tuple(found), _knee(np.array(budgets, np.float64), times), here)
 
 
 def _knee(budgets: NDArray[np.float64], times: NDArray[np.float64]) -> int:
