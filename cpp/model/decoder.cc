@@ -156,9 +156,9 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   const Routing on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
   if (is_routed && pass.record != nullptr) record_routing(pass, index, on_host);
 
-  double waited_s = 0;
+  Waiting waiting;
   if (is_routed && cache_ != nullptr) {
-    waited_s = compute_cached(pass, index, on_host);
+    waiting = compute_cached(pass, index, on_host);
   } else {
     compute_resident(pass, index, on_host);
   }
@@ -167,7 +167,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   }
   backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
                           pass.workspace.hidden.slice(0, tokens));
-  if (is_timed_here) times_.note_experts(moment(pass), waited_s);
+  if (is_timed_here) times_.note_experts(moment(pass), waiting.seconds, waiting.count);
 }
 
 // A device predicts the next layer's experts in the same launch; on the host that would only come
@@ -224,7 +224,8 @@ void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routin
   backend_.compute_segments(pass.stream, segments);
 }
 
-double Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
+Decoder::Waiting Decoder::compute_cached(const Pass& pass, std::size_t index,
+                                         const Routing& on_host) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
   const AccessMode mode = pass.is_decoding ? AccessMode::decode : AccessMode::prefill;
@@ -243,12 +244,15 @@ double Decoder::compute_cached(const Pass& pass, std::size_t index, const Routin
   std::vector<Segment> segments;
   const Checkpointer never;
   const Checkpointer& while_waiting = pass.between_layers != nullptr ? *pass.between_layers : never;
+  Waiting waiting;
   while (lease->next(segments, while_waiting)) {
+    if (lease->waited_seconds() > waiting.seconds) ++waiting.count;
+    waiting.seconds = lease->waited_seconds();
     backend_.compute_segments(pass.stream, segments);
     // The next call may overwrite them; copies to a device wait for what computes by themselves.
     if (backend_.is_host()) pass.stream.synchronize();
   }
-  return lease->waited_seconds();
+  return waiting;
 }
 
 void Decoder::check_replay(const RoutingReplay& replay) const {

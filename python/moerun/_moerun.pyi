@@ -40,6 +40,7 @@ class Model:
         pin_limit: str | None = None,
         host_tier: str | None = None,
         sync_times: bool = False,
+        routing_replay: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
     ) -> None: ...
     def forward(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
     def generate(
@@ -160,6 +161,8 @@ def simulate(
     head_s: float,
     link_fixed_s: float,
     link_bytes_per_s: float,
+    slowdown: float,
+    wake_s: float,
     belady: bool,
     **options: Any,
 ) -> dict[str, Any]: ...

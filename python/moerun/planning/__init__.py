@@ -6,10 +6,11 @@ the formulas, their sources, and what they leave out.
 """
 
 from moerun.planning.budgets import BudgetCurve, BudgetPoint, budget_curve
+from moerun.planning.calibration import calibrate
 from moerun.planning.costs import CostModel, fit_transfer
 from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
-from moerun.planning.identity import model_id
+from moerun.planning.identity import machine_name, model_id
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "PlannedLayer",
     "Prediction",
     "budget_curve",
+    "calibrate",
     "fit_transfer",
     "layer_curves",
+    "machine_name",
     "make_plan",
     "model_id",
     "replay_hits",

@@ -1,10 +1,12 @@
-"""Which model a measurement or a trace is of."""
+"""Which model and which machine a measurement is of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import platform
+from pathlib import Path
 
 from moerun import _moerun
 from moerun.errors import FileError
@@ -48,3 +50,19 @@ def model_id(path: str | os.PathLike[str] | None = None) -> str:
         raise FileError(f"cannot read the folder {directory}: {error.strerror}") from error
     facts = {"config": {name: config[name] for name in _FIELDS}, "files": files}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def machine_name() -> str:
+    """Return what of this machine times depend on: its processor, usable cores, and GPUs."""
+    name = platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                name = " ".join(value.split())
+                break
+    except OSError:
+        pass  # not Linux
+    cores = _moerun.num_usable_cpus()
+    gpus = [device["name"] for device in _moerun.build_info()["cuda"]["devices"]]
+    return ", ".join([name, f"{cores} core{'' if cores == 1 else 's'}", *gpus])
