@@ -85,7 +85,7 @@ def make_command(
             f"every expert fits in {budget} (they are {geometry.total_bytes} bytes): no plan is "
             f"needed, run with --expert-budget {budget}"
         )
-    cost_model = given.model(len(geometry.moe_layers))
+    cost_model = given.find(model, device, (False, True), len(geometry.moe_layers))
     with Trace.open(trace) as opened:
         check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
         curves = layer_curves(opened, policy)
@@ -97,10 +97,14 @@ def make_command(
     )
     replace_file(target, (plan.to_json() + "\n").encode())
     if as_json:
-        write_out(json_line(_facts(plan, uniform, geometry.total_bytes, assumed, output)))
+        facts = _facts(plan, uniform, geometry.total_bytes, assumed, output)
+        write_out(json_line({**facts, **given.source(cost_model)}))
         return
     write_out(
-        _as_text(plan, uniform, geometry.total_bytes) + assumed_line(assumed) + f"plan: {output}\n"
+        _as_text(plan, uniform, geometry.total_bytes)
+        + assumed_line(assumed)
+        + given.source_line(cost_model)
+        + f"plan: {output}\n"
     )
 
 

@@ -12,6 +12,14 @@ from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
 from moerun.planning.identity import machine_name, model_id
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
+from moerun.planning.stored_costs import (
+    all_stored_costs,
+    costs_folder,
+    find_costs,
+    forget_costs,
+    store_costs,
+    stored_costs,
+)
 
 __all__ = [
     "BudgetCurve",
@@ -22,13 +30,19 @@ __all__ = [
     "Plan",
     "PlannedLayer",
     "Prediction",
+    "all_stored_costs",
     "budget_curve",
     "calibrate",
+    "costs_folder",
+    "find_costs",
     "fit_transfer",
+    "forget_costs",
     "layer_curves",
     "machine_name",
     "make_plan",
     "model_id",
     "replay_hits",
+    "store_costs",
+    "stored_costs",
     "uniform_plan",
 ]
