@@ -156,9 +156,9 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   const Routing on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
   if (is_routed && pass.record != nullptr) record_routing(pass, index, on_host);
 
-  Waiting waiting;
+  double waited_s = 0;
   if (is_routed && cache_ != nullptr) {
-    waiting = compute_cached(pass, index, on_host);
+    waited_s = compute_cached(pass, index, on_host);
   } else {
     compute_resident(pass, index, on_host);
   }
@@ -167,7 +167,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   }
   backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
                           pass.workspace.hidden.slice(0, tokens));
-  if (is_timed_here) times_.note_experts(moment(pass), waiting.seconds, waiting.count);
+  if (is_timed_here) times_.note_experts(moment(pass), waited_s);
 }
 
 // A device predicts the next layer's experts in the same launch; on the host that would only come
@@ -224,8 +224,7 @@ void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routin
   backend_.compute_segments(pass.stream, segments);
 }
 
-Decoder::Waiting Decoder::compute_cached(const Pass& pass, std::size_t index,
-                                         const Routing& on_host) {
+double Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
   const AccessMode mode = pass.is_decoding ? AccessMode::decode : AccessMode::prefill;
@@ -244,15 +243,12 @@ Decoder::Waiting Decoder::compute_cached(const Pass& pass, std::size_t index,
   std::vector<Segment> segments;
   const Checkpointer never;
   const Checkpointer& while_waiting = pass.between_layers != nullptr ? *pass.between_layers : never;
-  Waiting waiting;
   while (lease->next(segments, while_waiting)) {
-    if (lease->waited_seconds() > waiting.seconds) ++waiting.count;
-    waiting.seconds = lease->waited_seconds();
     backend_.compute_segments(pass.stream, segments);
     // The next call may overwrite them; copies to a device wait for what computes by themselves.
     if (backend_.is_host()) pass.stream.synchronize();
   }
-  return waiting;
+  return lease->waited_seconds();
 }
 
 void Decoder::check_replay(const RoutingReplay& replay) const {

@@ -89,12 +89,6 @@ class Decoder {
   const LayerTimes& layer_times() const { return times_; }
 
  private:
-  // For experts of a layer.
-  struct Waiting {
-    double seconds = 0;
-    std::size_t count = 0;
-  };
-
   void run_layer(const Pass& pass, std::size_t index);
   void run_experts(const Pass& pass, std::size_t index);
   bool is_timed(const Pass& pass) const;
@@ -104,7 +98,8 @@ class Decoder {
   std::optional<std::size_t> layer_with_experts_from(std::size_t index) const;
   void make_expert_tables();
   void compute_resident(const Pass& pass, std::size_t index, const Routing& on_host);
-  Waiting compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
+  // Returns the seconds of waiting for experts.
+  double compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
   void check_replay(const RoutingReplay& replay) const;
   void replay_routing(const Pass& pass, std::size_t index) const;
   void record_logits(const Pass& pass, std::size_t index, Activations logits) const;

@@ -19,7 +19,6 @@ void LayerTimes::begin(const void* sequence, std::size_t first_position, std::si
   pass_.attention_s.reserve(num_layers_);
   pass_.moe_s.reserve(num_layers_);
   pass_.waited_s.reserve(num_layers_);
-  pass_.num_waits.reserve(num_layers_);
   pass_.token_s = std::numeric_limits<double>::quiet_NaN();
   pass_.num_tokens = num_tokens;
   began_ = last_ = now;
@@ -30,10 +29,9 @@ void LayerTimes::note_routing(double now) {
   last_ = now;
 }
 
-void LayerTimes::note_experts(double now, double waited_s, std::size_t num_waits) {
+void LayerTimes::note_experts(double now, double waited_s) {
   pass_.moe_s.push_back(now - last_ - waited_s);
   pass_.waited_s.push_back(waited_s);
-  pass_.num_waits.push_back(static_cast<double>(num_waits));
   last_ = now;
 }
 

@@ -13,7 +13,6 @@ struct PassTimes {
   std::vector<double> attention_s;  // (L) from the last expert block to this layer's routing
   std::vector<double> moe_s;        // (L) from there to the end of the block, less waited_s
   std::vector<double> waited_s;     // (L) in it, for segments to arrive
-  std::vector<double> num_waits;    // (L) how often
   // From its begin to that of the next token of the sequence, so with the head, sampling and what
   // the caller does with the token; not a number where no token followed at once.
   double token_s = 0;
@@ -35,8 +34,8 @@ class LayerTimes {
              bool is_decoding, double now);
   // The routing of the next layer with experts is known.
   void note_routing(double now);
-  // Its experts are computed; waiting for them, so often, took `waited_s` of that time.
-  void note_experts(double now, double waited_s, std::size_t num_waits);
+  // Its experts are computed; waiting for them took `waited_s` of that time.
+  void note_experts(double now, double waited_s);
   void end();
 
   std::size_t num_layers() const { return num_layers_; }

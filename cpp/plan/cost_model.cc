@@ -110,7 +110,8 @@ LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
   const double of_one = std::min(1.0, result.missing);
   const double first = of_one * link.seconds(whole) + result.missing * each_s;
   const double last = arrivals_s + of_one * each_s;
-  result.exposed_s = std::max(0.0, std::max(first, last) - layer.moe_s);
+  const double waits = std::min(1.0, wanted * (split < 1 ? 1 : 1 - hit));  // for so many segments
+  result.exposed_s = std::max(0.0, std::max(first, last) - layer.moe_s) + waits * layer.wake_s;
   return result;
 }
 

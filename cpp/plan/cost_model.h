@@ -37,6 +37,7 @@ struct LayerModel {
   double attention_s = 0;  // a token, from the end of the last expert block to this one's router
   double moe_s = 0;        // a token's experts, all resident
   double prompt_s = 0;     // attention and experts, for each token of a prompt
+  double wake_s = 0;       // more, if the layer has to wait
   // Of a token, by number of slots, 0 ... num_experts; from 0 to 1, never falling.
   std::vector<double> hit_rate;
   // Probability that the r-th expert named in advance is used; empty: no prefetch.

@@ -204,10 +204,12 @@ void Driver::compute_cached(const SimSequence& sequence, std::size_t first, std:
   if (kind == Kind::decode && index + 1 < layers_.size()) prefetch(sequence, first, index + 1);
   compute(static_cast<double>(count * shared_bytes(layer)) * cost.byte_s);
   std::vector<Segment> segments;
-  double waited = 0;
+  bool has_waited = false;
   while (lease->next(segments)) {
-    if (lease->waited_seconds() > waited) engine_->pause(costs_.wake_s);
-    waited = lease->waited_seconds();
+    if (!has_waited && lease->waited_seconds() > 0) {
+      engine_->pause(costs_.wake_s);
+      has_waited = true;
+    }
     double bytes = 0;
     for (const Segment& segment : segments) {
       bytes += static_cast<double>(segment.records.size() * active.num_uses[segment.expert]);

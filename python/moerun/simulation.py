@@ -67,7 +67,7 @@ class SimulationCosts:
         link_bytes_per_s: rate at which experts come from the slow tier.
         link_fixed_s: what each piece of a transfer takes besides (docs/simulation.md).
         slowdown: so much of its time longer takes what is computed while the link is busy.
-        wake_s: so much longer takes computing after each wait for a segment.
+        wake_s: so much longer takes a layer that has to wait for segments, besides the waiting.
     """
 
     attention_s: Seconds

@@ -75,7 +75,7 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
                                       const Reals& attention_s, const Reals& moe_s,
                                       const Reals& prompt_s, double head_s, double link_fixed_s,
                                       double link_bytes_per_s, const Reals& hit_rate,
-                                      const Reals& correctness, double split) {
+                                      const Reals& correctness, double split, double wake_s) {
   const auto num_layers = static_cast<std::size_t>(attention_s.size());
   check_shape("attention_s", attention_s, {num_layers});
   check_shape("moe_s", moe_s, {num_layers});
@@ -97,6 +97,7 @@ std::unique_ptr<Planner> make_planner(std::size_t num_experts, std::size_t top_k
     layer.attention_s = attention_s.data()[l];
     layer.moe_s = moe_s.data()[l];
     layer.prompt_s = prompt_s.data()[l];
+    layer.wake_s = wake_s;
     const auto rates = row_of(hit_rate, l, num_experts + 1);
     layer.hit_rate.assign(rates.begin(), rates.end());
     const auto right = row_of(correctness, l, guesses);
@@ -161,7 +162,7 @@ void register_planning(py::module_& module) {
            py::arg("records"), py::arg("record_bytes"), py::arg("attention_s"), py::arg("moe_s"),
            py::arg("prompt_s"), py::arg("head_s"), py::arg("link_fixed_s"),
            py::arg("link_bytes_per_s"), py::arg("hit_rate"), py::arg("correctness"),
-           py::arg("split"))
+           py::arg("split"), py::arg("wake_s"))
       .def("divide",
            [](const Planner& self, std::size_t bytes) {
              const py::gil_scoped_release release;

@@ -39,7 +39,6 @@ py::dict layer_times(const PythonModel& self) {
   result["attention_s"] = table_of(tokens, layers, &PassTimes::attention_s);
   result["moe_s"] = table_of(tokens, layers, &PassTimes::moe_s);
   result["waited_s"] = table_of(tokens, layers, &PassTimes::waited_s);
-  result["num_waits"] = table_of(tokens, layers, &PassTimes::num_waits);
   result["token_s"] = token_s;
   result["prompt_attention_s"] = table_of(prompts, layers, &PassTimes::attention_s);
   result["prompt_moe_s"] = table_of(prompts, layers, &PassTimes::moe_s);

@@ -177,8 +177,8 @@ def _as_text(costs: CostModel) -> str:
         + f"link: {1e6 * costs.link_fixed_s:.3g} µs a piece, {costs.link_bytes_per_s / 1e9:.3g} "
         f"GB/s; measured times are {costs.link_error or 0:.1%} off (worst "
         f"{costs.link_error_worst or 0:.0%})\n"
-        f"while it is busy, computing takes {costs.slowdown:.0%} longer; after each wait "
-        f"{1e6 * costs.wake_s:.3g} µs longer\n"
+        f"while it is busy, computing takes {costs.slowdown:.0%} longer; a layer that waits takes "
+        f"{1e6 * costs.wake_s:.3g} µs more\n"
     )
 
 

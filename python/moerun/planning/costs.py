@@ -12,6 +12,8 @@ from moerun.arguments import check_int, check_number, check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
 
 _VERSION = 2
+_PIECE_BYTES = 2**20  # at most
+_READS = {"checkpoint": 3, "record file": 1}  # of a segment, by store
 _NUM_NEEDED = 6  # fields; the others have defaults
 _NUM_FIRST = 8  # fields of version 1
 
@@ -43,7 +45,8 @@ class CostModel:
         model: of what, for people.
         slowdown: so much of its time longer takes what is computed while the link is busy, for
             reading and computing share cores and memory.
-        wake_s: so much longer takes computing after each wait for a segment.
+        wake_s: so much longer takes a layer that has to wait for segments, besides the waiting:
+            threads that slept have to wake up.
         model_id: of what; see `moerun.planning.model_id`.
         machine: on what; see `moerun.planning.machine_name`.
         store: where experts came from: "checkpoint" or "record file".
@@ -118,6 +121,21 @@ class CostModel:
     def resident_s(self) -> float:
         """Seconds of a token with every expert resident."""
         return self.head_s + sum(self.attention_s) + sum(self.moe_s)
+
+    def link_of_segments(self, expert_bytes: int) -> tuple[float, float]:
+        """Return what moving a segment takes, however small, and the rate besides.
+
+        A segment is read in pieces: from a checkpoint in one or more for each of its three
+        matrices, from a record file in one or more in all. Without a store, it is one piece.
+        """
+        reads = _READS.get(self.store, 0)
+        if reads == 0:
+            return self.link_fixed_s, self.link_bytes_per_s
+        if expert_bytes <= reads * _PIECE_BYTES:
+            return reads * self.link_fixed_s, self.link_bytes_per_s
+        # Of large ones there are as many as bytes; the last of a read is half a piece on average.
+        byte_s = 1 / self.link_bytes_per_s + self.link_fixed_s / _PIECE_BYTES
+        return reads * self.link_fixed_s / 2, 1 / byte_s
 
     def to_json(self) -> str:
         """Return it as text that `from_json` reads."""

@@ -82,8 +82,8 @@ def layer_costs(times: dict[str, NDArray[Any]], routing: Routing) -> dict[str, A
     rows = np.arange(len(times["token_s"]))
     phases = routing.phases[rows % routing.num_tokens]
     computing = times["attention_s"] + times["moe_s"]
-    waits = times["num_waits"]
-    free = (waits == 0).all(axis=1)
+    waits = times["waited_s"] > 0
+    free = (~waits).all(axis=1)
     idle = free & (phases == _IDLE)
     if not idle.any():
         idle = np.ones(len(rows), dtype=bool)  # too few slots: it never goes without waiting
@@ -96,10 +96,10 @@ def layer_costs(times: dict[str, NDArray[Any]], routing: Routing) -> dict[str, A
     if busy.any() and base > 0:
         slowdown = max(0.0, float(np.median(computing[busy].sum(axis=1)) / base - 1))
     wake = 0.0
-    mixed = (phases == _MIXED) & (waits.sum(axis=1) > 0)
+    mixed = (phases == _MIXED) & ~free
     if mixed.any() and free.any():
         # While it waits for some experts, the link is busy as it computes the others.
-        slowed = np.where(waits > 0, moe * slowdown, 0).sum(axis=1)
+        slowed = np.where(waits, moe * slowdown, 0).sum(axis=1)
         longer = computing.sum(axis=1) - base - slowed
         wake = max(0.0, float(np.median(longer[mixed] / waits[mixed].sum(axis=1))))
 

@@ -209,6 +209,7 @@ class Problem:
         """Return the planner for these hit rates, (L, E + 1), and otherwise the same problem."""
         geometry, costs = self.geometry, self.costs
         guesses = self.curves.correctness
+        link_fixed_s, link_bytes_per_s = costs.link_of_segments(geometry.expert_bytes)
         return _moerun.Planner(
             num_experts=geometry.num_experts,
             top_k=geometry.top_k,
@@ -218,11 +219,12 @@ class Problem:
             moe_s=costs.moe_s,
             prompt_s=costs.prompt_s,
             head_s=costs.head_s,
-            link_fixed_s=costs.link_fixed_s,
-            link_bytes_per_s=costs.link_bytes_per_s,
+            link_fixed_s=link_fixed_s,
+            link_bytes_per_s=link_bytes_per_s,
             hit_rate=np.ascontiguousarray(hit_rate, np.float64),
             correctness=np.ascontiguousarray(guesses if self.prefetch else guesses[:, :0]),
             split=-1.0 if self.split is None else self.split,
+            wake_s=costs.wake_s,
         )
 
     def check_budget(self, budget_bytes: int) -> int:
