@@ -35,6 +35,13 @@ namespace moerun {
 // through the ring and takes no slot away, only empty ones.
 enum class AccessMode { decode, prefill };
 
+// What moving segments took, from asking for them until all of them were there.
+struct TransferTiming {
+  std::size_t num_pieces = 0;
+  std::uint64_t bytes = 0;  // from the slow tier
+  double seconds = 0;
+};
+
 class ExpertCache;
 
 // The active experts of one layer, from the moment they are asked for until they are computed. At
@@ -52,6 +59,9 @@ class ExpertLease {
   // out may be overwritten: it must have been computed. Throws what reading threw, and what
   // `while_waiting` (may be empty) throws, which is called now and then.
   bool next(std::vector<Segment>& segments, const std::function<void()>& while_waiting = {});
+
+  // Seconds that next() waited so far.
+  double waited_seconds() const { return waited_seconds_; }
 
  private:
   friend class ExpertCache;
@@ -77,6 +87,7 @@ class ExpertLease {
   std::size_t layer_index_;
   AccessMode mode_;
   std::vector<Item> items_;
+  double waited_seconds_ = 0;
 };
 
 class ExpertCache {
@@ -113,6 +124,15 @@ class ExpertCache {
   void finish_token(double seconds);
 
   CacheStats stats() const;
+
+  // Moves the parts from `first_record` on of these experts of a layer into the ring, asked for all
+  // at once as a layer's demand is, waits for them, and forgets them; what was prefetched is
+  // dropped first. While no lease is held, after begin_pass(). Counts nowhere. Throws what reading
+  // threw, InvalidArgument for more experts than the ring holds or a record that is not there, and
+  // what `while_waiting` (may be empty) throws.
+  TransferTiming measure_transfers(std::size_t layer, std::span<const std::size_t> experts,
+                                   std::size_t first_record,
+                                   const std::function<void()>& while_waiting = {});
 
  private:
   friend class ExpertLease;

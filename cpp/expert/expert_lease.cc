@@ -94,9 +94,11 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
       if (while_waiting) while_waiting();
       if (has_to_look) break;
     }
+    const double waited = cache_.clock_.now() - begin;
+    waited_seconds_ += waited;
     if (mode_ == AccessMode::decode) {
       const std::lock_guard lock(cache_.stats_mutex_);
-      layer.counters.stalled_seconds += cache_.clock_.now() - begin;
+      layer.counters.stalled_seconds += waited;
     }
   }
 }

@@ -21,7 +21,8 @@ class Transfer {
  public:
   Transfer(SegmentRead read, StagingBlocks blocks, Urgency urgency)
       : read_(std::move(read)), blocks_(std::move(blocks)), urgency_(urgency) {}
-  const SegmentRead& read() const { return read_; }  // does not change
+  const SegmentRead& read() const { return read_; }       // does not change
+  std::size_t num_pieces() const { return num_pieces_; }  // neither does this
 
  private:
   friend class ReaderEngine;

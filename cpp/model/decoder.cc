@@ -16,6 +16,7 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
       cache_(cache),
       options_(options),
       predictor_(weights, static_cast<std::size_t>(config.top_k), backend),
+      times_(weights.num_moe_layers()),
       rope_(make_rope_table(config)) {
   if (options.segment_records % kQuantumRecords != 0) {
     throw InvalidArgument(message("segment_records: expected a multiple of ", kQuantumRecords,
@@ -28,7 +29,8 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
   router_ = {config.router, config.norm_topk_prob, static_cast<float>(config.router_jitter_noise),
              static_cast<std::size_t>(config.top_k)};
   if (!backend.is_host()) move_rope();
-  if (cache == nullptr && options.segment_records == 0 && !options.replay) make_expert_tables();
+  const bool wants_host = options.segment_records != 0 || options.replay || options.sync_times;
+  if (cache == nullptr && !wants_host) make_expert_tables();
 }
 
 void Decoder::make_expert_tables() {
@@ -58,8 +60,23 @@ void Decoder::move_rope() {
   stream->synchronize();
 }
 
+// Nobody waits while a pass is recorded; and recording the routing takes time of its own.
+bool Decoder::is_timed(const Pass& pass) const {
+  return (backend_.is_host() || options_.sync_times) && pass.record == nullptr &&
+         pass.input == nullptr;
+}
+
+double Decoder::moment(const Pass& pass) const {
+  if (!backend_.is_host()) pass.stream.synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 void Decoder::run(const Pass& pass) {
   const auto begin = std::chrono::steady_clock::now();
+  if (is_timed(pass)) {
+    times_.begin(&pass.kv_cache, pass.first_position, pass.token_ids.size(), pass.is_decoding,
+                 moment(pass));
+  }
   if (cache_ != nullptr) cache_->begin_pass(pass.stream);
   if (cache_ != nullptr && pass.is_decoding) cache_->begin_token();
   Workspace& space = pass.workspace;
@@ -81,6 +98,7 @@ void Decoder::run(const Pass& pass) {
     }
     if (pass.between_layers != nullptr) (*pass.between_layers)();
   }
+  if (is_timed(pass)) times_.end();
   if (wants_predictions(pass)) record_predictions(pass, layer_with_experts_from(0), 1);
   // The first layer has no layer before it: this token's last state stands for the next token's.
   if (cache_ != nullptr && pass.is_decoding) prefetch_after(pass, weights_.layers.size());
@@ -132,12 +150,15 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   const bool for_host = !needs_no_host() || pass.record != nullptr;
   choose_experts(pass, index, for_host);
   if (for_host) backend_.wait_for_choice(pass.stream, 0);
+  const bool is_timed_here = is_routed && is_timed(pass);
+  if (is_timed_here) times_.note_routing(moment(pass));
   if (is_routed && pass.is_decoding && options_.replay) replay_routing(pass, index);
   const Routing on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
   if (is_routed && pass.record != nullptr) record_routing(pass, index, on_host);
 
+  double waited_s = 0;
   if (is_routed && cache_ != nullptr) {
-    compute_cached(pass, index, on_host);
+    waited_s = compute_cached(pass, index, on_host);
   } else {
     compute_resident(pass, index, on_host);
   }
@@ -146,6 +167,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   }
   backend_.finish_experts(pass.stream, static_cast<float>(config_.residual_multiplier),
                           pass.workspace.hidden.slice(0, tokens));
+  if (is_timed_here) times_.note_experts(moment(pass), waited_s);
 }
 
 // A device predicts the next layer's experts in the same launch; on the host that would only come
@@ -202,7 +224,7 @@ void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routin
   backend_.compute_segments(pass.stream, segments);
 }
 
-void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
+double Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
   const LayerWeights& layer = weights_.layers[index];
   const ExpertShape& shape = layer.experts;
   const AccessMode mode = pass.is_decoding ? AccessMode::decode : AccessMode::prefill;
@@ -226,6 +248,7 @@ void Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing&
     // The next call may overwrite them; copies to a device wait for what computes by themselves.
     if (backend_.is_host()) pass.stream.synchronize();
   }
+  return lease->waited_seconds();
 }
 
 void Decoder::check_replay(const RoutingReplay& replay) const {

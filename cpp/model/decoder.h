@@ -12,6 +12,7 @@
 #include "device/backend.h"
 #include "expert/expert_cache.h"
 #include "model/kv_cache.h"
+#include "model/layer_times.h"
 #include "model/routing_replay.h"
 #include "model/workspace.h"
 #include "predict/next_layer_router.h"
@@ -28,6 +29,9 @@ struct DecoderOptions {
   std::size_t segment_records = 0;
   // Decoding uses these experts instead of the router's: to measure a cache with random weights.
   std::shared_ptr<const RoutingReplay> replay;
+  // On a device: waits for it between attention and experts, so that layer_times() has something to
+  // tell. Slower; for calibration.
+  bool sync_times = false;
 };
 
 // Called between layers, and now and then while experts are waited for; may throw to abandon the
@@ -81,15 +85,21 @@ class Decoder {
   // Bytes of weights and KV cache that decoding one token reads, at a position.
   std::size_t decode_bytes(std::size_t position) const;
 
+  // Of passes whose routing was not recorded. On devices: nothing, without sync_times.
+  const LayerTimes& layer_times() const { return times_; }
+
  private:
   void run_layer(const Pass& pass, std::size_t index);
   void run_experts(const Pass& pass, std::size_t index);
+  bool is_timed(const Pass& pass) const;
+  double moment(const Pass& pass) const;
   void choose_experts(const Pass& pass, std::size_t index, bool for_host);
   std::size_t num_slots(const LayerWeights& layer) const;
   std::optional<std::size_t> layer_with_experts_from(std::size_t index) const;
   void make_expert_tables();
   void compute_resident(const Pass& pass, std::size_t index, const Routing& on_host);
-  void compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
+  // Returns the seconds of waiting for experts.
+  double compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
   void check_replay(const RoutingReplay& replay) const;
   void replay_routing(const Pass& pass, std::size_t index) const;
   void record_logits(const Pass& pass, std::size_t index, Activations logits) const;
@@ -111,6 +121,7 @@ class Decoder {
   bool is_predicted_ = false;  // the layer's own choice came with that of the next one
   std::vector<std::unique_ptr<DeviceBuffer>> expert_tables_;  // (layers); see needs_no_host()
   std::uint64_t num_decoded_ = 0;
+  LayerTimes times_;
   AttentionShape attention_shape_;
   RouterParams router_;
   RopeTable rope_;

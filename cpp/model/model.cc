@@ -156,6 +156,25 @@ void Model::check_prompt(std::span<const std::int32_t> token_ids) const {
   }
 }
 
+TransferTiming Model::measure_transfers(std::size_t layer, std::span<const std::size_t> experts,
+                                        std::size_t first_record,
+                                        const Checkpointer& while_waiting) {
+  if (!cache_) {
+    throw InvalidArgument(
+        "every expert of this model is in memory, so no transfer can be measured; load it with an "
+        "expert_budget below all of them");
+  }
+  const std::lock_guard lock(step_mutex_);
+  return on_device([&] {
+    const auto stream = plan_.backend->make_stream();
+    cache_->begin_pass(*stream);
+    const TransferTiming timing =
+        cache_->measure_transfers(layer, experts, first_record, while_waiting);
+    stream->synchronize();
+    return timing;
+  });
+}
+
 std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
   {
     const std::lock_guard lock(memory_mutex_);

@@ -125,6 +125,12 @@ class Model {
   // Of the generation that made progress last; none yet: nothing.
   std::optional<GenerationStats> generation_stats() const;
 
+  // Of the last passes; see Decoder::layer_times.
+  const LayerTimes& layer_times() const { return decoder_->layer_times(); }
+  // See ExpertCache::measure_transfers. InvalidArgument where every expert is resident.
+  TransferTiming measure_transfers(std::size_t layer, std::span<const std::size_t> experts,
+                                   std::size_t first_record, const Checkpointer& while_waiting);
+
   void publish(const GenerationStats& stats);
   // Bytes of weights and KV cache that decoding one token reads, at a position.
   std::size_t decode_bytes(std::size_t position) const { return decoder_->decode_bytes(position); }

@@ -172,40 +172,42 @@ Demand on_demand(const Cached& cached, const TransferCost& link, const std::vect
 }  // namespace
 
 TransferCost fit_transfer(std::span<const TransferSample> samples) {
-  // Least squares of (f + b g - s) / s over f and g.
-  double weight = 0;
-  double b1 = 0;
-  double b2 = 0;
-  double s1 = 0;
-  double bs = 0;
-  double smallest = INFINITY;
+  double smallest = INFINITY;  // mean piece of a sample
   double largest = 0;
   for (const TransferSample& sample : samples) {
-    if (!(sample.bytes > 0 && sample.seconds > 0 && std::isfinite(sample.bytes) &&
-          std::isfinite(sample.seconds))) {
-      throw InvalidArgument(message("transfers: expected bytes and seconds above 0, found ",
-                                    sample.bytes, " bytes in ", sample.seconds, " s"));
+    for (const double number : {sample.bytes, sample.seconds, sample.pieces}) {
+      if (number > 0 && std::isfinite(number)) continue;
+      throw InvalidArgument(message("transfers: expected bytes, seconds and pieces above 0, found ",
+                                    sample.bytes, " bytes in ", sample.seconds, " s and ",
+                                    sample.pieces, " pieces"));
     }
-    smallest = std::min(smallest, sample.bytes);
-    largest = std::max(largest, sample.bytes);
+    smallest = std::min(smallest, sample.bytes / sample.pieces);
+    largest = std::max(largest, sample.bytes / sample.pieces);
   }
-  if (!(largest > smallest)) {
-    throw InvalidArgument("transfers: expected at least two sizes; measure another one");
+  if (!(largest > smallest * (1 + 1e-9))) {
+    throw InvalidArgument("transfers: expected pieces of at least two sizes; measure another one");
   }
+  // Least squares of (f p + g b - s) / s over f and g, with b in units of the largest piece.
+  double pp = 0;
+  double pb = 0;
+  double bb = 0;
+  double p1 = 0;
+  double b1 = 0;
   for (const TransferSample& sample : samples) {
-    const double b = sample.bytes / largest;
-    const double w = 1 / (sample.seconds * sample.seconds);
-    weight += w;
-    b1 += w * b;
-    b2 += w * b * b;
-    s1 += w * sample.seconds;
-    bs += w * b * sample.seconds;
+    const double p = sample.pieces / sample.seconds;
+    const double b = sample.bytes / largest / sample.seconds;
+    pp += p * p;
+    pb += p * b;
+    bb += b * b;
+    p1 += p;
+    b1 += b;
   }
-  double slope = (weight * bs - b1 * s1) / (weight * b2 - b1 * b1);
-  double fixed = (s1 - slope * b1) / weight;
+  const double determinant = pp * bb - pb * pb;
+  double fixed = (p1 * bb - b1 * pb) / determinant;
+  double slope = (pp * b1 - pb * p1) / determinant;
   if (fixed < 0) {
     fixed = 0;
-    slope = bs / b2;
+    slope = b1 / bb;
   }
   if (!(slope > 0) || !std::isfinite(slope)) {
     throw InvalidArgument(

@@ -29,11 +29,12 @@ struct TransferCost {
 struct TransferSample {
   double bytes = 0;
   double seconds = 0;
+  double pieces = 1;  // that it was moved in, each with the fixed time
 };
 
-// The line through measured transfers with the least sum of squared relative errors, fixed_s not
-// below 0. InvalidArgument unless there are two different sizes, all numbers are positive, and more
-// bytes take longer.
+// seconds = pieces * fixed_s + bytes / bytes_per_s with the least sum of squared relative errors,
+// fixed_s not below 0. InvalidArgument unless there are pieces of two different sizes, all numbers
+// are positive, and more bytes take longer.
 TransferCost fit_transfer(std::span<const TransferSample> samples);
 
 // A layer with experts: its sizes, its times, and what a trace says about it.

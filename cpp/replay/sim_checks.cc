@@ -65,6 +65,10 @@ void check_sim_costs(const SimCosts& costs, std::size_t num_layers) {
     for (const double seconds : *list) check_seconds(name, seconds);
   }
   check_seconds("head_s", costs.head_s);
+  check_seconds("wake_s", costs.wake_s);
+  if (!std::isfinite(costs.slowdown) || costs.slowdown < 0) {
+    throw InvalidArgument(message("slowdown: expected at least 0, found ", costs.slowdown));
+  }
   check_link_cost(costs.link);
 }
 

@@ -99,6 +99,18 @@ bool SimEngine::wait(Progress& progress, std::uint64_t seen, std::chrono::micros
   return true;
 }
 
+std::optional<double> SimEngine::busy_until() const {
+  catch_up();
+  return link_.moving ? std::optional(link_.ends) : std::nullopt;
+}
+
+void SimEngine::pause(double seconds) {
+  catch_up();
+  link_.began += seconds;
+  link_.ends += seconds;
+  clock_.advance(seconds);
+}
+
 TransferStats SimEngine::stats() const {
   catch_up();
   TransferStats stats = link_.stats;

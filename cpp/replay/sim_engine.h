@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 
 #include "base/clock.h"
 #include "expert/transfer_engine.h"
@@ -40,6 +41,11 @@ class SimEngine final : public TransferEngine {
   void drain(const std::shared_ptr<Transfer>& transfer) override;
   bool wait(Progress& progress, std::uint64_t seen, std::chrono::microseconds most) override;
   TransferStats stats() const override;
+
+  // When the piece that is moving now will be there; none: the link is idle.
+  std::optional<double> busy_until() const;
+  // Moves the clock on by so many seconds in which the link stands still.
+  void pause(double seconds);
 
  private:
   // What moves by itself, whoever looks.

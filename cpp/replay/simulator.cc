@@ -46,6 +46,7 @@ class Driver {
   void compute_cached(const SimSequence& sequence, std::size_t first, std::size_t count, Kind kind,
                       std::size_t index, const ActiveExperts& active, const LayerCost& cost);
   void prefetch(const SimSequence& sequence, std::size_t token, std::size_t index);
+  void compute(double seconds);
   std::span<const std::uint16_t> ids_of(std::span<const std::uint16_t> ids,
                                         const SimSequence& sequence, std::size_t index,
                                         std::size_t token) const {
@@ -61,7 +62,7 @@ class Driver {
   VirtualClock clock_;
   SimBackend backend_;
   std::unique_ptr<Stream> stream_;
-  TransferEngine* engine_ = nullptr;  // the cache's own
+  SimEngine* engine_ = nullptr;  // the cache's own
   std::unique_ptr<ExpertCache> cache_;
   SimResult result_;
 };
@@ -149,13 +150,13 @@ void Driver::run_sequence(const SimSequence& sequence) {
     token += count;
   }
   if (token != 0) {
-    clock_.advance(costs_.head_s);
+    compute(costs_.head_s);
     result_.ttft_s.push_back(clock_.now() - begin);
   }
   for (; token < sequence.num_tokens; ++token) {
     const double token_begin = clock_.now();
     run_pass(sequence, token, 1, Kind::decode);
-    clock_.advance(costs_.head_s);
+    compute(costs_.head_s);
     result_.token_s.push_back(clock_.now() - token_begin);
   }
 }
@@ -178,7 +179,7 @@ void Driver::run_layer(const SimSequence& sequence, std::size_t first, std::size
                        std::size_t index) {
   const LayerWeights& layer = layer_at(index);
   const LayerCost cost = cost_of(index, kind);
-  clock_.advance(cost.attention_s * static_cast<double>(count));
+  compute(cost.attention_s * static_cast<double>(count));
   std::vector<std::int32_t> ids;
   for (std::size_t token = first; token < first + count; ++token) {
     const auto of_token = ids_of(sequence.expert_ids, sequence, index, token);
@@ -201,15 +202,33 @@ void Driver::compute_cached(const SimSequence& sequence, std::size_t first, std:
       cache_->acquire(layers_[index], active.experts,
                       kind == Kind::decode ? AccessMode::decode : AccessMode::prefill);
   if (kind == Kind::decode && index + 1 < layers_.size()) prefetch(sequence, first, index + 1);
-  clock_.advance(static_cast<double>(count * shared_bytes(layer)) * cost.byte_s);
+  compute(static_cast<double>(count * shared_bytes(layer)) * cost.byte_s);
   std::vector<Segment> segments;
+  bool has_waited = false;
   while (lease->next(segments)) {
+    if (!has_waited && lease->waited_seconds() > 0) {
+      engine_->pause(costs_.wake_s);
+      has_waited = true;
+    }
     double bytes = 0;
     for (const Segment& segment : segments) {
       bytes += static_cast<double>(segment.records.size() * active.num_uses[segment.expert]);
     }
-    clock_.advance(bytes * cost.byte_s);
+    compute(bytes * cost.byte_s);
   }
+}
+
+void Driver::compute(double seconds) {
+  const double factor = 1 + costs_.slowdown;
+  while (engine_ != nullptr && factor > 1) {
+    const auto until = engine_->busy_until();
+    if (!until) break;
+    const double room = (*until - clock_.now()) / factor;
+    if (seconds <= room) return clock_.advance(seconds * factor);
+    clock_.advance_to(*until);
+    seconds -= room;
+  }
+  clock_.advance(seconds);
 }
 
 void Driver::prefetch(const SimSequence& sequence, std::size_t token, std::size_t index) {

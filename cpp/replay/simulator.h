@@ -25,6 +25,8 @@ struct SimCosts {
   std::vector<double> prompt_s;     // both, for each token of a prompt
   double head_s = 0;                // from the end of the last expert block to the next token
   LinkCost link;
+  double slowdown = 0;  // computing takes so much of its time longer while the link is busy
+  double wake_s = 0;    // a layer takes so much longer if it waits, in which the link stands still
 };
 
 // The routing of one sequence, as RoutingRecord has it.

@@ -23,7 +23,10 @@ Seconds = float | Sequence[float]
 
 
 class Costs(Protocol):
-    """What the parts of a pass take; `moerun.SimulationCosts`, or anything with its attributes."""
+    """What the parts of a pass take; `moerun.SimulationCosts`, or anything with these attributes.
+
+    `slowdown` and `wake_s`, too, if it has them.
+    """
 
     @property
     def attention_s(self) -> Seconds:
@@ -63,6 +66,8 @@ class SimulationCosts:
         head_s: a token, from the end of the last expert block to the next token.
         link_bytes_per_s: rate at which experts come from the slow tier.
         link_fixed_s: what each piece of a transfer takes besides (docs/simulation.md).
+        slowdown: so much of its time longer takes what is computed while the link is busy.
+        wake_s: so much longer takes a layer that has to wait for segments, besides the waiting.
     """
 
     attention_s: Seconds
@@ -71,6 +76,8 @@ class SimulationCosts:
     head_s: float
     link_bytes_per_s: float
     link_fixed_s: float = 0.0
+    slowdown: float = 0.0
+    wake_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -271,6 +278,8 @@ def _costs(costs: Any, num_layers: int) -> dict[str, Any]:
         "prompt_s": per_layer("prompt_s"),
         "head_s": check_number("head_s", costs.head_s, 0),
         "link_fixed_s": check_number("link_fixed_s", costs.link_fixed_s, 0),
+        "slowdown": check_number("slowdown", getattr(costs, "slowdown", 0.0), 0),
+        "wake_s": check_number("wake_s", getattr(costs, "wake_s", 0.0), 0),
         "link_bytes_per_s": check_number(
             "link_bytes_per_s", costs.link_bytes_per_s, 0, above_minimum=True
         ),

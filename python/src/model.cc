@@ -73,6 +73,8 @@ ModelOptions options_from(const py::kwargs& kwargs) {
       options.experts.host_tier = value.cast<std::string>();
     } else if (name == "cache_events") {
       options.experts.log_events = value.cast<bool>();
+    } else if (name == "sync_times") {
+      options.decoder.sync_times = value.cast<bool>();
     } else if (name == "routing_replay") {
       options.decoder.replay = routing_replay_from(value);
     } else {

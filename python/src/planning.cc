@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -211,9 +212,10 @@ void register_planning(py::module_& module) {
                     [&](const auto& t, auto& pool) { return slot_hits(t, policy, restart, pool); });
   });
   module.def("policy_hits", &policy_hits);
-  module.def("fit_transfer", [](const std::vector<std::pair<double, double>>& samples) {
+  // (bytes, seconds, pieces) each.
+  module.def("fit_transfer", [](const std::vector<std::array<double, 3>>& samples) {
     std::vector<TransferSample> all;
-    for (const auto& [bytes, seconds] : samples) all.push_back({bytes, seconds});
+    for (const auto& [bytes, seconds, pieces] : samples) all.push_back({bytes, seconds, pieces});
     const TransferCost link = fit_transfer(all);
     return std::pair(link.fixed_s, link.bytes_per_s);
   });

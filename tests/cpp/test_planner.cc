@@ -96,6 +96,21 @@ TEST("fit_transfer: finds the line that made the samples, and none where there i
   CHECK_THROWS(InvalidArgument, fit_transfer(negative), "above 0");
 }
 
+TEST("fit_transfer: each piece takes the fixed time") {
+  std::vector<TransferSample> samples;
+  for (const auto& [bytes, pieces] : {std::pair{1e5, 3.0}, {2e5, 6.0}, {3e5, 5.0}, {9e5, 12.0}}) {
+    samples.push_back({bytes, pieces * 2e-5 + bytes / 3e9, pieces});
+  }
+  const TransferCost link = fit_transfer(samples);
+  CHECK_NEAR(link.fixed_s, 2e-5, 1e-12);
+  CHECK_NEAR(link.bytes_per_s / 3e9, 1.0, 1e-9);
+  // Twice as many pieces of the same size tell nothing about how time divides.
+  const std::vector<TransferSample> alike = {{1e5, 1e-4, 1}, {2e5, 2e-4, 2}};
+  CHECK_THROWS(InvalidArgument, fit_transfer(alike), "two sizes");
+  const std::vector<TransferSample> none = {{1e5, 1e-4, 0}, {2e5, 2e-4, 2}};
+  CHECK_THROWS(InvalidArgument, fit_transfer(none), "pieces above 0");
+}
+
 LayerModel simple_layer() {
   LayerModel layer;
   layer.num_experts = 4;

@@ -120,6 +120,28 @@ TEST("a simulated transfer can be promoted, and cancelled between its pieces") {
   CHECK_THROWS(InvalidArgument, SimEngine(sizes, {0, 0}, progress, clock), "rate above 0");
 }
 
+TEST("computing that takes longer beside a busy link, and after waiting") {
+  TwoExperts model(1);
+  model.costs.slowdown = 0.5;
+  // Missed: 1, then 2.25 for the expert, beside which the shared one takes 0.75; 1.5 and 0.5.
+  SimResult result = model.run({0, 0}, {});
+  CHECK_NEAR(result.token_s[0], 5.25, 1e-12);
+  CHECK_NEAR(result.stats.layers[0].stalled_seconds, 1.5, 1e-12);
+  CHECK_NEAR(result.token_s[1], 3.5, 1e-12);  // the link is idle
+  model.costs.wake_s = 0.25;
+  result = model.run({0, 0}, {});
+  CHECK_NEAR(result.token_s[0], 5.5, 1e-12);
+  CHECK_NEAR(result.token_s[1], 3.5, 1e-12);
+  // A wrong guess of expert 1 moves beside the head, and then beside the attention.
+  TwoExperts guessing(1);
+  guessing.costs.slowdown = 0.5;
+  result = guessing.run({0, 0, 0}, {0, 1, 1});
+  CHECK_NEAR(result.token_s[0], 5.5, 1e-12);
+  CHECK_NEAR(result.token_s[1], 1.5 + 2 + 0.5 * 1.5, 1e-12);
+  model.costs.slowdown = -1;
+  CHECK_THROWS(InvalidArgument, model.run({0}, {}), "slowdown");
+}
+
 TEST("the time of a token is attention, what experts keep it waiting, experts and head") {
   TwoExperts model(1);
   const SimResult result = model.run({0, 0, 1, 0}, {});

@@ -323,7 +323,7 @@ def test_files_that_cannot_be_read_or_written_are_one_line(folder, trace, costs)
     "args",
     [
         ("curve",),
-        ("curve", "--trace", "t"),
+        ("curve", "--trace", "t", "--expert-share", "1"),
         ("curve", "--trace", "t", "--token-ms", "1"),
         ("curve", "--trace", "t", "--token-ms", "nan", "--link-gb-per-s", "1"),
         ("curve", "--trace", "t", "--token-ms", "1", "--link-gb-per-s", "0"),

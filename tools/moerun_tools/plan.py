@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from moerun_tools.command import version_option
+from moerun_tools.plan_calibrate import calibrate_command
 from moerun_tools.plan_curve import curve_command
 from moerun_tools.plan_make import make_command
 from moerun_tools.plan_simulate import simulate_command
@@ -14,9 +15,10 @@ from moerun_tools.plan_simulate import simulate_command
 _EPILOG = """\b
 Examples:
   moe-trace record --with-prefetch -o t.safetensors      the routing of the shipped model
-  moe-plan curve --trace t.safetensors --link-gb-per-s 1.5 --token-ms 2
-  moe-plan make --trace t.safetensors --budget 40% --costs costs.json -o plan.json
-  moe-plan simulate --trace t.safetensors --plan plan.json --costs costs.json
+  moe-plan calibrate                                     once for each machine and model
+  moe-plan curve --trace t.safetensors
+  moe-plan make --trace t.safetensors --budget 40% -o plan.json
+  moe-plan simulate --trace t.safetensors --plan plan.json
   moe-run --plan plan.json "import os"
   moe-plan COMMAND --help                                examples of each command
 
@@ -32,9 +34,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 )
 @version_option("moe-plan")
 def main(**_: Any) -> None:
-    """Say from a trace what a cache of experts would bring, and plan one. Loads no weights."""
+    """Say from a trace what a cache of experts would bring, and plan one.
+
+    Only calibrate loads weights.
+    """
 
 
+main.add_command(calibrate_command)
 main.add_command(make_command)
 main.add_command(simulate_command)
 main.add_command(curve_command)

@@ -79,7 +79,7 @@ def curve_command(
 
     geometry = Geometry.of_model(model, device, pack)
     sizes = dry_run(model, device)
-    cost_model = given.model(len(geometry.moe_layers))
+    cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     with Trace.open(trace) as opened:
         if target is not None:
             check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
@@ -101,10 +101,13 @@ def curve_command(
 
         replace_file(target, draw(lambda: budget_figure(curve, geometry.total_bytes), kind))
     if as_json:
-        write_out(json_line(_facts(curve, assumed, geometry.total_bytes)))
+        write_out(
+            json_line({**_facts(curve, assumed, geometry.total_bytes), **given.source(cost_model)})
+        )
         return
     text = _table(curve, geometry.total_bytes) + advice(curve, geometry.total_bytes) + "\n"
-    write_out(text + assumed_line(assumed) + ("" if output is None else f"picture: {output}\n"))
+    text += assumed_line(assumed) + given.source_line(cost_model)
+    write_out(text + ("" if output is None else f"picture: {output}\n"))
 
 
 def advice(curve: BudgetCurve, total: int) -> str:

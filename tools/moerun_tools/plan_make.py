@@ -98,7 +98,7 @@ def make_command(
             f"every expert fits in {budget} (they are {geometry.total_bytes} bytes): no plan is "
             f"needed, run with --expert-budget {budget}"
         )
-    cost_model = given.model(len(geometry.moe_layers))
+    cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     policies = CHOICES if policy == "auto" else (policy,)
     options: dict[str, Any] = {"prefetch": prefetch == "on", "prompt_tokens": prompt_tokens}
     is_tried = not quick and geometry.move_bytes is not None
@@ -119,10 +119,12 @@ def make_command(
             assumed = assumed + assumed_guesses(opened, prefetch == "on")
     replace_file(target, (plan.to_json() + "\n").encode())
     if as_json:
-        write_out(json_line(_facts(plan, trials, geometry.total_bytes, is_tried, assumed, output)))
+        facts = _facts(plan, trials, geometry.total_bytes, is_tried, assumed, output)
+        write_out(json_line({**facts, **given.source(cost_model)}))
         return
     text = _as_text(plan, trials, geometry.total_bytes, is_tried)
-    write_out(text + assumed_line(assumed) + f"plan: {output}\n")
+    costs_line = given.source_line(cost_model)
+    write_out(text + assumed_line(assumed) + costs_line + f"plan: {output}\n")
 
 
 def _search(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_COSTS = "Costs: a file, or the first two of the others"
+_COSTS = "Costs: what moe-plan calibrate stored, a file, or the rate and a token's time"
 # Where only a token's time is given. Attention and the head read a small part of what experts do.
 _EXPERT_SHARE = 0.7
 _LINK_FIXED_US = 50.0
@@ -48,7 +47,14 @@ _COST_OPTIONS = (
         _COSTS,
         "--costs",
         metavar="FILE",
-        help="JSON file of a moerun.planning.CostModel (docs/planning.md).",
+        help="JSON file of a moerun.planning.CostModel (docs/planning.md).  [default: what "
+        "moe-plan calibrate stored of this machine and model]",
+    ),
+    option(
+        _COSTS,
+        "--other-machine",
+        is_flag=True,
+        help="Take --costs that were measured on another machine: plan for that one.",
     ),
     option(
         _COSTS,
@@ -158,6 +164,7 @@ class GivenCosts:
     """
 
     costs: str | None
+    other_machine: bool
     link_gb_per_s: float | None
     token_ms: float | None
     link_fixed_us: float | None
@@ -165,31 +172,42 @@ class GivenCosts:
     prompt_token_ms: float | None
 
     def __post_init__(self) -> None:
-        others = {name: value for name, value in vars(self).items() if name != "costs"}
+        others = dict(vars(self))
+        others.pop("costs")
+        if others.pop("other_machine") and self.costs is None:
+            raise click.UsageError("--other-machine is about --costs FILE.")
         given = [name for name, value in others.items() if value is not None]
         if self.costs is not None:
             if given:
                 flag = given[0].replace("_", "-")
                 raise click.UsageError(f"--costs and --{flag} exclude each other.")
-        elif self.link_gb_per_s is None or self.token_ms is None:
+        elif given and (self.link_gb_per_s is None or self.token_ms is None):
             raise click.UsageError(
-                "what the machine takes is not known: give --costs FILE, or --link-gb-per-s and "
-                "--token-ms."
+                "these numbers are not enough: give --link-gb-per-s and --token-ms, or --costs "
+                "FILE, or nothing after moe-plan calibrate."
             )
 
-    def model(self, num_layers: int) -> CostModel:
-        """Return the costs of a model with so many layers with experts."""
-        from moerun.errors import FileError, FormatError
+    @property
+    def are_stored(self) -> bool:
+        """Whether nothing was given, so that what was measured here is meant."""
+        return self.costs is None and self.link_gb_per_s is None
+
+    def find(self, model: str | None, device: str, pack: bool, num_layers: int) -> CostModel:
+        """Return the costs of a model with so many layers with experts.
+
+        Args:
+            model: what the user calls it.
+            device: where it would run.
+            pack: whether experts would come from a record file.
+            num_layers: layers with experts.
+        """
         from moerun.planning import CostModel
+        from moerun_tools.costs_source import costs_from_file, costs_from_store
 
         if self.costs is not None:
-            try:
-                text = Path(self.costs).expanduser().read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                raise FormatError(f"{self.costs} is not a cost model: it is not text") from None
-            except OSError as error:
-                raise FileError(f"cannot read the costs {self.costs}: {error.strerror}") from error
-            return CostModel.from_json(text, self.costs)
+            return costs_from_file(self.costs, model, self.other_machine)
+        if self.are_stored:
+            return costs_from_store(model, device, pack)
         assert self.link_gb_per_s is not None and self.token_ms is not None
         token_s = 1e-3 * self.token_ms
         share = _EXPERT_SHARE if self.expert_share is None else self.expert_share
@@ -206,8 +224,8 @@ class GivenCosts:
 
     @property
     def assumed(self) -> list[str]:
-        """What nobody measured, a phrase each; empty with a file."""
-        if self.costs is not None:
+        """What nobody measured, a phrase each; empty with a file and with what is stored."""
+        if self.costs is not None or self.are_stored:
             return []
         phrases = ["all layers take the same time, and the head none"]
         if self.link_fixed_us is None:
@@ -217,6 +235,16 @@ class GivenCosts:
         if self.prompt_token_ms is None:
             phrases.append("a token of a prompt takes as long as a decoded one (TTFT is too long)")
         return phrases
+
+    def source(self, costs: CostModel) -> dict[str, str]:
+        """Return where stored costs are from, for --json; nothing where the user gave them."""
+        from moerun_tools.costs_source import source_text
+
+        return {"costs": source_text(costs)} if self.are_stored else {}
+
+    def source_line(self, costs: CostModel) -> str:
+        """Return the same as a line, or nothing."""
+        return "".join(f"costs: {text}\n" for text in self.source(costs).values())
 
 
 def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) -> int:

@@ -100,10 +100,11 @@ def simulate_command(
     from moerun_tools.report import json_line
 
     with Trace.open(trace) as opened:
+        cost_model = given.find(model, "cpu", pack, len(opened.moe_layers))
         result = simulate(
             opened,
             model,
-            costs=given.model(len(opened.moe_layers)),
+            costs=cost_model,
             prompt_tokens=prompt_tokens,
             expert_budget=budget,
             policy=policy,
@@ -113,9 +114,10 @@ def simulate_command(
             pack=pack,
         )
     if as_json:
-        write_out(json_line({**result.to_dict(), "assumed": given.assumed}))
+        facts = {**result.to_dict(), "assumed": given.assumed, **given.source(cost_model)}
+        write_out(json_line(facts))
     else:
-        write_out(_as_text(result) + assumed_line(given.assumed))
+        write_out(_as_text(result) + assumed_line(given.assumed) + given.source_line(cost_model))
 
 
 def _as_text(result: Simulation) -> str:

@@ -6,11 +6,21 @@ the formulas, their sources, and what they leave out.
 """
 
 from moerun.planning.budgets import BudgetCurve, BudgetPoint, budget_curve
+from moerun.planning.calibration import calibrate
 from moerun.planning.costs import CostModel, fit_transfer
 from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
+from moerun.planning.identity import machine_name, model_id
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
 from moerun.planning.search import Trial, find_plan
+from moerun.planning.stored_costs import (
+    all_stored_costs,
+    costs_folder,
+    find_costs,
+    forget_costs,
+    store_costs,
+    stored_costs,
+)
 
 __all__ = [
     "BudgetCurve",
@@ -22,11 +32,20 @@ __all__ = [
     "PlannedLayer",
     "Prediction",
     "Trial",
+    "all_stored_costs",
     "budget_curve",
+    "calibrate",
+    "costs_folder",
+    "find_costs",
     "find_plan",
     "fit_transfer",
+    "forget_costs",
     "layer_curves",
+    "machine_name",
     "make_plan",
+    "model_id",
     "replay_hits",
+    "store_costs",
+    "stored_costs",
     "uniform_plan",
 ]

@@ -8,10 +8,25 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from moerun import _moerun
-from moerun.arguments import check_number, check_str, shown
+from moerun.arguments import check_int, check_number, check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
 
-_VERSION = 1
+_VERSION = 2
+_PIECE_BYTES = 2**20  # at most
+_READS = {"checkpoint": 3, "record file": 1}  # of a segment, by store
+_NUM_NEEDED = 6  # fields; the others have defaults
+_NUM_FIRST = 8  # fields of version 1
+
+_TEXTS = (
+    "device",
+    "model",
+    "model_id",
+    "machine",
+    "store",
+    "cpu_kernels",
+    "moerun_version",
+    "measured_at",
+)
 
 
 @dataclass(frozen=True)
@@ -24,10 +39,28 @@ class CostModel:
         moe_s: (L) a token's expert block with every expert resident.
         prompt_s: (L) attention and experts for each token of a prompt, every expert resident.
         head_s: a token, from the end of the last expert block to the next token's first layer.
-        link_fixed_s: what moving any segment takes, however small.
+        link_fixed_s: what moving any piece of a segment takes, however small.
         link_bytes_per_s: rate at which experts come from the slow tier.
-        device: where this was measured, for people.
+        device: where this was measured: "cpu" or "cuda".
         model: of what, for people.
+        slowdown: so much of its time longer takes what is computed while the link is busy, for
+            reading and computing share cores and memory.
+        wake_s: so much longer takes a layer that has to wait for segments, besides the waiting:
+            threads that slept have to wake up.
+        model_id: of what; see `moerun.planning.model_id`.
+        machine: on what; see `moerun.planning.machine_name`.
+        store: where experts came from: "checkpoint" or "record file".
+        threads: that computed; 0 is not known.
+        cpu_kernels: that computed.
+        context_tokens: tokens before the ones that were timed; 0 is not known.
+        direct_io: whether reads bypassed the page cache; None is not known.
+        link_error: how far the measured transfers are from the two numbers above, as a share of
+            their time: the median; None is not known.
+        link_error_worst: the same, of the worst one.
+        moerun_version: that was measured.
+        measured_at: the moment, as ISO 8601 has it.
+
+    Made by hand, the first six do.
 
     Raises:
         InvalidArgumentError: a number is negative or not finite, the rate is 0, or the lists
@@ -42,16 +75,36 @@ class CostModel:
     link_bytes_per_s: float
     device: str = ""
     model: str = ""
+    slowdown: float = 0.0
+    wake_s: float = 0.0
+    model_id: str = ""
+    machine: str = ""
+    store: str = ""
+    threads: int = 0
+    cpu_kernels: str = ""
+    context_tokens: int = 0
+    direct_io: bool | None = None
+    link_error: float | None = None
+    link_error_worst: float | None = None
+    moerun_version: str = ""
+    measured_at: str = ""
 
     def __post_init__(self) -> None:
         for name in ("attention_s", "moe_s", "prompt_s"):
             object.__setattr__(self, name, _seconds(name, getattr(self, name)))
-        for name in ("head_s", "link_fixed_s"):
+        for name in ("head_s", "link_fixed_s", "slowdown", "wake_s"):
             object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
         rate = check_number("link_bytes_per_s", self.link_bytes_per_s, 0, above_minimum=True)
         object.__setattr__(self, "link_bytes_per_s", rate)
-        check_str("device", self.device)
-        check_str("model", self.model)
+        for name in _TEXTS:
+            check_str(name, getattr(self, name))
+        check_int("threads", self.threads, 0)
+        check_int("context_tokens", self.context_tokens, 0)
+        if self.direct_io not in (None, True, False):
+            raise InvalidArgumentError(f"direct_io must be a bool, not {shown(self.direct_io)}")
+        for name in ("link_error", "link_error_worst"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
         lengths = {len(self.attention_s), len(self.moe_s), len(self.prompt_s)}
         if len(lengths) != 1 or lengths == {0}:
             raise InvalidArgumentError(
@@ -68,6 +121,21 @@ class CostModel:
     def resident_s(self) -> float:
         """Seconds of a token with every expert resident."""
         return self.head_s + sum(self.attention_s) + sum(self.moe_s)
+
+    def link_of_segments(self, expert_bytes: int) -> tuple[float, float]:
+        """Return what moving a segment takes, however small, and the rate besides.
+
+        A segment is read in pieces: from a checkpoint in one or more for each of its three
+        matrices, from a record file in one or more in all. Without a store, it is one piece.
+        """
+        reads = _READS.get(self.store, 0)
+        if reads == 0:
+            return self.link_fixed_s, self.link_bytes_per_s
+        if expert_bytes <= reads * _PIECE_BYTES:
+            return reads * self.link_fixed_s, self.link_bytes_per_s
+        # Of large ones there are as many as bytes; the last of a read is half a piece on average.
+        byte_s = 1 / self.link_bytes_per_s + self.link_fixed_s / _PIECE_BYTES
+        return reads * self.link_fixed_s / 2, 1 / byte_s
 
     def to_json(self) -> str:
         """Return it as text that `from_json` reads."""
@@ -89,10 +157,11 @@ class CostModel:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}") from None
-        if not isinstance(value, dict) or value.pop("version", None) != _VERSION:
-            raise FormatError(f"{where}: expected a cost model of version {_VERSION}")
-        known = [field.name for field in fields(cls)]
-        wrong = [*(set(value) - set(known)), *(set(known[:6]) - set(value))]
+        version = value.pop("version", None) if isinstance(value, dict) else None
+        if isinstance(version, bool) or version not in (1, _VERSION):
+            raise FormatError(f"{where}: expected a cost model of version 1 or {_VERSION}")
+        known = [field.name for field in fields(cls)][: _NUM_FIRST if version == 1 else None]
+        wrong = [*(set(value) - set(known)), *(set(known[:_NUM_NEEDED]) - set(value))]
         if wrong:
             raise FormatError(f"{where}: expected the fields {', '.join(known)}; see {wrong[0]!r}")
         try:
@@ -101,32 +170,36 @@ class CostModel:
             raise FormatError(f"{where}: {error}") from None
 
 
-def fit_transfer(samples: Iterable[tuple[float, float]]) -> tuple[float, float]:
+def fit_transfer(
+    samples: Iterable[tuple[float, float] | tuple[float, float, float]],
+) -> tuple[float, float]:
     """Return the line through measured transfers, (fixed seconds, bytes a second).
 
-    The line seconds = fixed + bytes / rate with the least sum of squared relative errors, fixed
-    not below 0. Give medians: one interrupted transfer pulls the line.
+    The line seconds = pieces * fixed + bytes / rate with the least sum of squared relative errors,
+    fixed not below 0. Give medians: one interrupted transfer pulls the line.
 
     Args:
-        samples: pairs of bytes and seconds, of at least two sizes.
+        samples: bytes, seconds and, if there are more than one, in how many pieces they were moved;
+            pieces of at least two sizes.
 
     Raises:
         InvalidArgumentError: fewer sizes, a number that is not above 0, or more bytes do not take
             longer.
     """
-    pairs = []
+    checked = []
     for sample in samples:
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        if not isinstance(sample, (tuple, list)) or len(sample) not in (2, 3):
             raise InvalidArgumentError(
-                f"samples: expected pairs of bytes and seconds, found {shown(sample)}"
+                "samples: expected bytes, seconds and, if it is not 1, the number of pieces, found "
+                f"{shown(sample)}"
             )
-        pairs.append(
-            (
-                check_number("bytes of a sample", sample[0], 0, above_minimum=True),
-                check_number("seconds of a sample", sample[1], 0, above_minimum=True),
-            )
-        )
-    return _moerun.fit_transfer(pairs)
+        names = ("bytes", "seconds", "pieces")
+        numbers = [
+            check_number(f"{name} of a sample", number, 0, above_minimum=True)
+            for name, number in zip(names, sample, strict=False)
+        ]
+        checked.append((numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else 1.0))
+    return _moerun.fit_transfer(checked)
 
 
 def _seconds(name: str, values: Any) -> tuple[float, ...]:

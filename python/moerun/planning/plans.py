@@ -249,6 +249,9 @@ class Problem:
         guesses = curves.correctness if prefetch else curves.correctness[:, :0]
         # What the guesses would find is known of the policy's own slots.
         knows_absent = prefetch and hit_rate is curves.hit_rate
+        link_fixed_s, link_bytes_per_s = costs.link_fixed_s, costs.link_bytes_per_s
+        if geometry.move_bytes is None:
+            link_fixed_s, link_bytes_per_s = costs.link_of_segments(geometry.expert_bytes)
         return _moerun.Planner(
             num_experts=geometry.num_experts,
             top_k=geometry.top_k,
@@ -258,8 +261,10 @@ class Problem:
             moe_s=costs.moe_s,
             prompt_s=costs.prompt_s,
             head_s=costs.head_s,
-            link_fixed_s=costs.link_fixed_s,
-            link_bytes_per_s=costs.link_bytes_per_s,
+            link_fixed_s=link_fixed_s,
+            link_bytes_per_s=link_bytes_per_s,
+            slowdown=costs.slowdown,
+            wake_s=costs.wake_s,
             hit_rate=np.ascontiguousarray(hit_rate, np.float64),
             correctness=np.ascontiguousarray(guesses),
             missing=missing,

@@ -1,0 +1,89 @@
+"""Which costs a command of moe-plan works with, when nobody gave numbers."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moerun.planning import CostModel
+
+
+def age_text(measured_at: str) -> str:
+    """Return how long ago a moment was, in words."""
+    try:
+        then = datetime.datetime.fromisoformat(measured_at)
+    except ValueError:
+        return "of unknown age"
+    now = datetime.datetime.now(then.tzinfo)
+    seconds = max(0.0, (now - then).total_seconds())
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds / size)
+            return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return "just now"
+
+
+def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostModel:
+    """Return the costs in a file, which must be of this model, and of this machine unless told so.
+
+    Raises:
+        InvalidArgumentError: they were measured with another model, or on another machine.
+        FileError, FormatError: the file cannot be read, or is no cost model.
+    """
+    from moerun.errors import FileError, FormatError, InvalidArgumentError
+    from moerun.planning import CostModel, machine_name, model_id
+
+    try:
+        text = Path(name).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(f"{name} is not a cost model: it is not text") from None
+    except OSError as error:
+        raise FileError(f"cannot read the costs {name}: {error.strerror}") from error
+    costs = CostModel.from_json(text, name)
+    if costs.model_id and costs.model_id != model_id(model):
+        raise InvalidArgumentError(
+            f"{name} was measured with another model ({costs.model or costs.model_id}): measure "
+            f"this one with {calibrate_line(model, False)}"
+        )
+    if costs.machine and costs.machine != machine_name() and not other_machine:
+        raise InvalidArgumentError(
+            f"{name} was measured on another machine ({costs.machine}; this one is "
+            f"{machine_name()}). To plan for that one, add --other-machine; to plan for this one, "
+            f"measure it with {calibrate_line(model, False)}"
+        )
+    return costs
+
+
+def costs_from_store(model: str | None, device: str, pack: bool) -> CostModel:
+    """Return what was measured on this machine, with experts from a record file or without.
+
+    Raises:
+        InvalidArgumentError: nothing was, or not by this version.
+    """
+    from moerun import dry_run
+    from moerun.errors import InvalidArgumentError
+    from moerun.planning import find_costs, model_id
+
+    costs = find_costs(model_id(model), dry_run(model, device)["device"], pack=pack)
+    if costs is not None:
+        return costs
+    raise InvalidArgumentError(
+        "what this machine takes for this model is not known: measure it once with "
+        f"{calibrate_line(model, pack)}; or give --costs FILE, or --link-gb-per-s and "
+        "--token-ms"
+    )
+
+
+def calibrate_line(model: str | None, pack: bool) -> str:
+    """Return the command that measures."""
+    named = "" if model is None else f" -m {model}"
+    return f"moe-plan calibrate{named}{' --pack' if pack else ''}"
+
+
+def source_text(costs: CostModel) -> str:
+    """Return what stored costs are of, in a few words."""
+    threads = f"{costs.threads} thread{'' if costs.threads == 1 else 's'}"
+    age = age_text(costs.measured_at)
+    return f"measured on this machine {age} ({costs.device}, {threads}, {costs.store})"
