@@ -92,7 +92,8 @@ def calibrate_command(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun.planning import calibrate, forget_costs, store_costs
-    from moerun_tools.output_file import check_target, replace_file
+    from moerun.whole_file import replace_file
+    from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
     if forgets:

@@ -74,7 +74,8 @@ def curve_command(
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace, dry_run
     from moerun.planning import Geometry, budget_curve, layer_curves
-    from moerun_tools.output_file import check_target, replace_file
+    from moerun.whole_file import replace_file
+    from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
     geometry = Geometry.of_model(model, device, pack)

@@ -87,7 +87,8 @@ def make_command(
     from moerun.errors import InvalidArgumentError
     from moerun.planning import Geometry
     from moerun.planning.search import CHOICES
-    from moerun_tools.output_file import check_target, replace_file
+    from moerun.whole_file import replace_file
+    from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
     target = Path(output).expanduser()

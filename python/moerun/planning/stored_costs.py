@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
 from moerun.planning.identity import machine_name, model_id
+from moerun.whole_file import replace_file
 
 
 def costs_folder() -> Path:
@@ -41,20 +40,11 @@ def store_costs(costs: CostModel) -> Path:
                 "moerun.planning.calibrate measures ones that say it"
             )
     path = costs_folder() / _file_name(costs.machine, costs.model_id, costs.device, costs.store)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(costs.to_json() + "\n")
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise FileError(f"cannot store the costs in {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+    replace_file(path, (costs.to_json() + "\n").encode())
     return path
 
 
