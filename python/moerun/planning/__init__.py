@@ -9,6 +9,7 @@ from moerun.planning.budgets import BudgetCurve, BudgetPoint, budget_curve
 from moerun.planning.costs import CostModel, fit_transfer
 from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
+from moerun.planning.model_id import model_id
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "fit_transfer",
     "layer_curves",
     "make_plan",
+    "model_id",
     "replay_hits",
     "uniform_plan",
 ]
