@@ -149,11 +149,17 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
                                 found->num_experts, " slots (the number of experts), found ",
                                 planned.num_slots));
     }
-    for (const std::size_t expert : planned.experts) {
-      if (expert >= found->num_experts) {
+    for (const auto* experts : {&planned.experts, &planned.warm}) {
+      for (const std::size_t expert : *experts) {
+        if (expert < found->num_experts) continue;
         throw FormatError(message(path, ": layer ", planned.layer, ": expected experts from 0 to ",
                                   found->num_experts - 1, ", found ", expert));
       }
+    }
+    if (plan.is_resident && (planned.num_slots != found->num_experts || planned.split != 1)) {
+      throw FormatError(message(path, ": layer ", planned.layer,
+                                ": resident is true, so that every expert is in memory: expected ",
+                                found->num_experts, " slots and split 1, or no layers"));
     }
     layout.layers[index] =
         layer_layout(*found, planned.num_slots, top_records_of(planned.split, found->records));
@@ -163,12 +169,13 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
                                 layout.policy));
     }
     layout.layers[index].static_experts = planned.experts;
+    if (layout.layers[index].num_slots != 0) layout.layers[index].warm_experts = planned.warm;
   }
   if (layout.policy == "off" && layout.slot_bytes() != 0) {
     throw FormatError(
         message(path, ": policy off caches nothing, expected 0 slots in every layer"));
   }
-  if (layout.arena_bytes() > layout.budget_bytes) {
+  if (!plan.is_resident && layout.arena_bytes() > layout.budget_bytes) {
     throw FormatError(message(path, ": the plan needs ", layout.arena_bytes(), " bytes (slots ",
                               layout.slot_bytes(), ", staging ring ", layout.ring_bytes(),
                               "), expected at most its budget_bytes, ", layout.budget_bytes));
@@ -218,7 +225,8 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
           "plan: it says the budget, the policy and the split; give either a plan "
           "or those");
     }
-    plan = read_cache_plan(options.plan);
+    plan = options.plan_text.empty() ? read_cache_plan(options.plan)
+                                     : parse_cache_plan(options.plan_text, options.plan);
   }
   layout.policy = plan ? plan->policy : options.policy.empty() ? "lcp" : options.policy;
   check_policy(layout.policy, options.plan);
@@ -242,12 +250,22 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
     return layout;
   }
   check_split(options.split, sizes.size());
+  layout.top_k = top_k;
   size_ring(layout, sizes, top_k, options.ring_experts);
   layout.smallest_budget_bytes = std::min(layout.ring_bytes(), total);
   layout.budget_bytes = plan                     ? plan->budget_bytes
                         : options.budget.empty() ? std::min(available_bytes, total)
                                                  : parse_budget(options.budget, total);
-  if (!plan && layout.budget_bytes >= total) {
+  if (plan && plan->is_resident) {
+    apply_plan(layout, sizes, *plan, options.plan);
+    if (layout.budget_bytes < total) {
+      throw FormatError(message(options.plan, ": resident is true, but all experts take ", total,
+                                " bytes: expected at least as many budget_bytes, found ",
+                                layout.budget_bytes));
+    }
+    layout.layers.clear();
+  }
+  if (plan ? plan->is_resident : layout.budget_bytes >= total) {
     layout.is_resident = true;
     layout.budget_bytes = total;
     layout.num_blocks = 0;

@@ -38,6 +38,7 @@ struct ExpertCacheOptions {
   std::vector<double> split;  // one for all layers, or one per layer with experts
   std::string prefetch;       // on, off, auto; auto
   std::string plan;           // path of a JSON file instead of budget, policy and split
+  std::string plan_text;      // in place of what is in that file; `plan` is then only its name
   // Folder of record files: experts are read from one, which is written first if it is not there.
   // Empty: straight from the checkpoint.
   std::string pack_folder;
@@ -62,6 +63,7 @@ struct LayerLayout {
   double split = 0;             // top_records as a share of the expert
   std::size_t slot_bytes = 0;   // of one slot
   std::vector<std::size_t> static_experts;
+  std::vector<std::size_t> warm_experts = {};  // to be read into slots at once, the best first
 };
 
 struct CacheLayout {
@@ -70,6 +72,7 @@ struct CacheLayout {
   PrefetchMode prefetch = PrefetchMode::automatic;
   std::size_t budget_bytes = 0;
   std::size_t smallest_budget_bytes = 0;
+  std::size_t top_k = 0;        // experts that a token uses in a layer
   std::size_t block_bytes = 0;  // of the staging ring
   std::size_t num_blocks = 0;
   std::vector<LayerLayout> layers;  // those with experts, in order

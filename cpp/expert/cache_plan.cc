@@ -40,24 +40,67 @@ void check_predicted(const nlohmann::json& predicted, const ConfigReader& reader
   }
 }
 
+// Which model the plan is of: who loads the model compares it.
+void check_model_id(const std::string& id, const ConfigReader& reader) {
+  constexpr std::size_t kDigits = 16;
+  const bool is_hex = id.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (!reader.has("model_id") || (is_hex && id.size() == kDigits)) return;
+  reader.fail("model_id", message("expected ", kDigits, " hexadecimal digits, found '", id, "'"));
+}
+
+std::vector<std::size_t> expert_ids(const ConfigReader& layer, std::string_view field) {
+  std::vector<std::size_t> ids;
+  for (const std::int64_t expert : layer.integers(field, 0, kMaxExperts)) {
+    ids.push_back(static_cast<std::size_t>(expert));
+  }
+  return ids;
+}
+
+void check_warm(const PlannedLayer& planned, const ConfigReader& layer, const std::string& policy) {
+  if (planned.warm.empty()) return;
+  if (policy == "off") layer.fail("warm", "policy off caches nothing, expected no experts");
+  if (!planned.experts.empty()) {
+    layer.fail("warm", "expected either experts, which get slots in any case, or warm, found both");
+  }
+  if (planned.warm.size() > planned.num_slots) {
+    layer.fail("warm", message("expected at most ", planned.num_slots,
+                               " experts, one a slot, found ", planned.warm.size()));
+  }
+  auto sorted = planned.warm;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) {
+    layer.fail("warm", message("expected every expert once, found ", *twice, " twice"));
+  }
+}
+
 }  // namespace
 
 CachePlan read_cache_plan(const std::string& path) {
-  constexpr std::array<std::string_view, 7> kFields = {
-      "version", "model", "policy", "prefetch", "budget_bytes", "layers", "predicted"};
-  constexpr std::array<std::string_view, 4> kLayerFields = {"layer", "slots", "split", "experts"};
-  const nlohmann::json json = parse_json_object(read_text_file(path, kMaxPlanBytes), path);
+  return parse_cache_plan(read_text_file(path, kMaxPlanBytes), path);
+}
+
+CachePlan parse_cache_plan(const std::string& text, const std::string& path) {
+  constexpr std::array<std::string_view, 9> kFields = {"version", "model",    "model_id",
+                                                       "policy",  "prefetch", "budget_bytes",
+                                                       "layers",  "resident", "predicted"};
+  constexpr std::array<std::string_view, 5> kLayerFields = {"layer", "slots", "split", "experts",
+                                                            "warm"};
+  const nlohmann::json json = parse_json_object(text, path);
   const ConfigReader reader(json, path);
   refuse_unknown(json, reader, kFields);
   if (!reader.has("version")) reader.fail("version", "expected 1, found none");
   reader.integer("version", 0, 1, 1);
   reader.text("model", "");
+  check_model_id(reader.text("model_id", ""), reader);
   if (reader.has("predicted")) check_predicted(reader.at("predicted"), reader, path);
   CachePlan plan;
   plan.policy = reader.text("policy", "lcp");
   plan.prefetch = reader.text("prefetch", "");
   if (!reader.has("budget_bytes")) reader.fail("budget_bytes", "expected bytes, found none");
   plan.budget_bytes = static_cast<std::size_t>(reader.integer("budget_bytes", 0, 1, kMaxBytes));
+  plan.is_resident = reader.boolean("resident", false);
+  if (plan.is_resident && !reader.has("layers")) return plan;
   if (!reader.has("layers") || !reader.at("layers").is_array()) {
     reader.fail("layers", "expected a list of objects");
   }
@@ -74,9 +117,9 @@ CachePlan read_cache_plan(const std::string& path) {
     planned.layer = static_cast<std::size_t>(layer.integer("layer", 0, 0, kMaxLayers));
     planned.num_slots = static_cast<std::size_t>(layer.integer("slots", 0, 0, kMaxExperts));
     planned.split = entry.at("split") == 0 ? 0.0 : layer.real("split", 0, 0, 1);
-    for (const std::int64_t expert : layer.integers("experts", 0, kMaxExperts)) {
-      planned.experts.push_back(static_cast<std::size_t>(expert));
-    }
+    planned.experts = expert_ids(layer, "experts");
+    planned.warm = expert_ids(layer, "warm");
+    check_warm(planned, layer, plan.policy);
     plan.layers.push_back(std::move(planned));
   }
   return plan;

@@ -43,11 +43,14 @@ struct CacheCounters {
 struct CacheStats {
   std::vector<CacheCounters> layers;  // as CacheLayout::layers
   std::uint64_t decode_tokens = 0;
-  double decode_seconds = 0;     // of those tokens
-  std::uint64_t link_bytes = 0;  // read while decoding
-  double link_busy_seconds = 0;  // with at least one read under way
-  double best_link_rate = 0;     // bytes/s, of any stretch of decoding long enough to tell
-  bool is_direct = false;        // reads bypass the page cache
+  double decode_seconds = 0;       // of those tokens
+  std::uint64_t warm_bytes = 0;    // read into slots before anything asked for it
+  std::uint64_t reconfigured = 0;  // how often
+  std::size_t arena_bytes = 0;     // slots and ring, and what a smaller layout leaves over
+  std::uint64_t link_bytes = 0;    // read while decoding
+  double link_busy_seconds = 0;    // with at least one read under way
+  double best_link_rate = 0;       // bytes/s, of any stretch of decoding long enough to tell
+  bool is_direct = false;          // reads bypass the page cache
   bool is_prefetching = false;
   bool is_caching = false;
   std::string reason;  // why one of the two is off, or on

@@ -29,6 +29,8 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
       backend_(backend),
       clock_(options.stand_ins.clock != nullptr ? *options.stand_ins.clock : steady_clock_),
       arena_(backend.allocate(layout_.arena_bytes(), "the expert cache", MemoryUse::streamed)),
+      arena_bytes_(layout_.arena_bytes()),
+      window_(layout_.layers.size(), layout_.top_k),
       defence_(layout_, options, sink != nullptr) {
   ring_.emplace(Bytes{arena_->data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
   std::byte* slots = arena_->data() + layout_.ring_bytes();
@@ -46,7 +48,7 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
     slots += from.num_slots * from.slot_bytes;
     state.expert_of_slot.assign(from.num_slots, kNone);
     state.slot_of_expert.assign(layer.experts.num_experts, kNone);
-    if (from.num_slots != 0) {
+    if (layout_.policy != "off") {
       PolicyParams params;
       params.static_experts = from.static_experts;
       state.policy = options.stand_ins.make_policy
@@ -107,6 +109,7 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
   has_waiting_demand_ = false;
   if (mode == AccessMode::prefill) is_between_tokens_ = false;
+  if (mode == AccessMode::prefill) window_.forget_guess(lease->layer_index_);
   for (auto& item : lease->items_) {
     if (item.first_record == state.num_records || item.transfer || has_waiting_demand_) continue;
     has_waiting_demand_ = !start(state, item);
@@ -136,6 +139,10 @@ void ExpertCache::look_up(LayerState& layer, ExpertLease& lease,
     }
     lease.items_.push_back(std::move(item));
   }
+  if (!counts) return;
+  const auto is_hit = [](const auto& item) { return item.top_slot.has_value(); };
+  const auto num_hits = std::count_if(lease.items_.begin(), lease.items_.end(), is_hit);
+  window_.record(lease.layer_index_, experts, static_cast<std::size_t>(num_hits));
 }
 
 void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) {
@@ -233,6 +240,7 @@ void ExpertCache::admit_to_empty_slots(LayerState& layer, ExpertLease& lease) {
       ++item;
     }
     if (item == lease.items_.end()) return;
+    window_.offer(lease.layer_index_, item->expert);
     take_slot(layer, *item++, slot);
   }
 }
@@ -275,6 +283,7 @@ void ExpertCache::prefetch(std::size_t layer, std::span<const std::size_t> exper
   const std::lock_guard lock(stats_mutex_);
   expected_layer_index_ = index_of(layer);
   expected_.assign(experts.rbegin(), experts.rend());
+  window_.guess(expected_layer_index_, experts);
   continue_prefetch();
 }
 
@@ -323,6 +332,7 @@ void ExpertCache::begin_token() {
   const std::lock_guard lock(stats_mutex_);
   engine_->look();  // or what ended while the last token was sampled would go on being busy
   if (!is_between_tokens_) link_before_ = engine_->stats();
+  window_.begin_token([this](std::size_t index) { return residents_of(index); });
 }
 
 void ExpertCache::finish_token(double seconds) {
@@ -337,6 +347,7 @@ void ExpertCache::finish_token(double seconds) {
   decode_link_.busy_seconds += used.busy_seconds;
   measure_link(used);
   ++decode_tokens_;
+  window_.finish_token();
   decode_seconds_ += seconds;
   double bytes = 0;
   for (const LayerState& layer : layers_) {
@@ -362,6 +373,9 @@ CacheStats ExpertCache::stats() const {
   for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
   stats.decode_tokens = decode_tokens_;
   stats.decode_seconds = decode_seconds_;
+  stats.warm_bytes = warm_bytes_;
+  stats.reconfigured = num_reconfigured_;
+  stats.arena_bytes = arena_bytes_;
   stats.link_bytes = decode_link_.bytes;
   stats.link_busy_seconds = decode_link_.busy_seconds;
   // Too little was read to tell a best rate from the mean.

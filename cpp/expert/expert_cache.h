@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -24,9 +25,12 @@
 #include "expert/host_memory_tiers.h"
 #include "expert/policy.h"
 #include "expert/progress.h"
+#include "expert/reconfiguration.h"
+#include "expert/routing_window.h"
 #include "expert/self_defence.h"
 #include "expert/staging_ring.h"
 #include "expert/transfer_engine.h"
+#include "expert/window_hits.h"
 #include "trace/cache_event.h"
 
 namespace moerun {
@@ -80,8 +84,7 @@ class ExpertLease {
     bool is_finished = false;  // computed, its blocks given back
   };
 
-  ExpertLease(ExpertCache& cache, std::size_t layer_index, AccessMode mode)
-      : cache_(cache), layer_index_(layer_index), mode_(mode) {}
+  ExpertLease(ExpertCache& cache, std::size_t layer_index, AccessMode mode);
 
   ExpertCache& cache_;
   std::size_t layer_index_;
@@ -101,7 +104,9 @@ class ExpertCache {
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 
-  const CacheLayout& layout() const { return layout_; }
+  CacheLayout layout() const;
+  // Taken from the device, whatever the layout makes of it.
+  std::size_t arena_bytes() const { return arena_bytes_; }
 
   // Which stream computes with the leases to come. It must outlive them.
   void begin_pass(Stream& compute);
@@ -134,6 +139,29 @@ class ExpertCache {
                                    std::size_t first_record,
                                    const std::function<void()>& while_waiting = {});
 
+  // Experts in slots, of each layer of the layout; those that the policy values most first.
+  std::vector<std::vector<std::size_t>> residents() const;
+
+  // Reads the tops of these experts of a layer into slots that are empty, in this order; those that
+  // are resident, or that the policy gives no slot, are passed over. Between passes, after
+  // begin_pass(). Returns the bytes read. Throws what reading and `while_waiting` (may be empty)
+  // throw; what was read by then stays.
+  std::uint64_t warm(std::size_t layer, std::span<const std::size_t> experts,
+                     const std::function<void()>& while_waiting = {});
+
+  // Other slots and splits in the same arena, between passes, after begin_pass(). What the policies
+  // have learned stays, and of every layer the residents that its policy values most; empty slots
+  // are filled with the layout's warm experts, then with what the policy values. Throws
+  // InvalidArgument for another policy or another model's layout, OutOfMemory where the arena is
+  // too small, both before anything changes; and what warm() throws: then the new layout holds, and
+  // what was not read is not resident.
+  Reconfiguration reconfigure(const CacheLayout& next,
+                              const std::function<void()>& while_waiting = {});
+
+  // What the last tokens asked for, and what came of it. Any thread may ask.
+  RoutingHistory routing_history() const;
+  WindowHits window_hits() const;
+
  private:
   friend class ExpertLease;
   static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
@@ -148,7 +176,7 @@ class ExpertCache {
     std::byte* slots = nullptr;
     std::vector<std::size_t> expert_of_slot;
     std::vector<std::size_t> slot_of_expert;
-    std::unique_ptr<CachePolicy> policy;  // null: no slots
+    std::unique_ptr<CachePolicy> policy;  // null: nothing is ever cached
     CacheCounters counters;
   };
   struct Prefetched {
@@ -156,6 +184,23 @@ class ExpertCache {
     std::size_t expert;
     std::size_t first_record;
     std::shared_ptr<Transfer> transfer;
+  };
+
+  // Records of an expert that a slot lacks.
+  struct SlotFill {
+    std::size_t layer_index;
+    std::size_t expert;
+    std::size_t slot;
+    std::size_t first_record;  // 0: all of the top, for a slot that is empty
+  };
+  // An expert that keeps a slot in another layout.
+  struct Kept {
+    std::size_t layer_index;
+    std::size_t expert;
+    std::size_t slot;  // the new one
+    std::size_t records;
+    std::size_t bytes;
+    std::byte* data;  // where they are
   };
 
   std::size_t index_of(std::size_t layer) const;
@@ -178,6 +223,19 @@ class ExpertCache {
   void measure_link(const TransferStats& used);
   void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
   void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
+  std::vector<std::uint16_t> residents_of(std::size_t layer_index) const;
+  // Slots for the first of `experts` that have none.
+  void plan_fills(std::size_t layer_index, std::span<const std::size_t> experts,
+                  std::vector<SlotFill>& fills) const;
+  std::uint64_t fill(std::span<const SlotFill> fills, const std::function<void()>& while_waiting);
+  void check_idle(const char* what) const;
+  void check_next(const CacheLayout& next) const;
+  void settle_transfers();
+  std::vector<Kept> choose_kept(const CacheLayout& next) const;
+  void adopt(const CacheLayout& next);
+  void move(std::vector<Kept>& kept);
+  void move_left(std::byte* target, const std::byte* source, std::size_t bytes, std::byte* bounce);
+  void move_right(std::byte* target, const std::byte* source, std::size_t bytes, std::byte* bounce);
 
   CacheLayout layout_;
   TraceSink* sink_;
@@ -188,6 +246,7 @@ class ExpertCache {
   Stream* compute_ = nullptr;
   Progress progress_;
   std::unique_ptr<DeviceBuffer> arena_;
+  std::size_t arena_bytes_;
   std::optional<StagingRing> ring_;
   std::vector<LayerState> layers_;
   std::vector<Prefetched> prefetched_;
@@ -203,6 +262,12 @@ class ExpertCache {
   TransferStats decode_link_;
   TransferStats stretch_;  // of decoding, since the rate was last taken
   double best_link_rate_ = 0;
+  int num_leases_ = 0;
+  std::uint64_t warm_bytes_ = 0;
+  std::uint64_t num_reconfigured_ = 0;
+  RoutingWindow window_;
+  mutable std::mutex window_hits_mutex_;
+  mutable std::optional<std::pair<std::uint64_t, WindowHits>> window_hits_;  // of a version
   SelfDefence defence_;
   std::unique_ptr<CopyQueue> copies_;       // null where the device computes in host memory
   std::unique_ptr<TransferEngine> engine_;  // last: it writes into all of the above

@@ -13,8 +13,14 @@ constexpr std::chrono::microseconds kLook{50};
 
 }  // namespace
 
+ExpertLease::ExpertLease(ExpertCache& cache, std::size_t layer_index, AccessMode mode)
+    : cache_(cache), layer_index_(layer_index), mode_(mode) {
+  ++cache_.num_leases_;
+}
+
 ExpertLease::~ExpertLease() {
   const std::lock_guard lock(cache_.stats_mutex_);
+  --cache_.num_leases_;
   auto& layer = cache_.layers_[layer_index_];
   for (Item& item : items_) {
     const bool is_done = item.is_finished || item.first_record == layer.num_records;

@@ -31,6 +31,8 @@ class OnOffTrial {
   double seconds_on() const { return seconds_on_; }  // median token of the last trial
   double seconds_off() const { return seconds_off_; }
   void record(double token_seconds);
+  // Forgets what was measured.
+  void restart() { *this = OnOffTrial(params_); }
 
  private:
   bool tries_on() const { return num_in_trial_ / params_.window_tokens % 2 == 0; }

@@ -1,5 +1,6 @@
 #include "expert/policy.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -14,6 +15,22 @@ void CachePolicy::access(std::size_t expert) {
 }
 
 bool CachePolicy::admits(std::size_t) const { return true; }
+
+void CachePolicy::inherit(const CachePolicy& other) {
+  uses_ = other.uses_;
+  token_ = other.token_;
+  serial_ = other.serial_;
+}
+
+std::vector<std::size_t> most_valued_first(const CachePolicy& policy,
+                                           std::vector<std::size_t> experts) {
+  for (std::size_t left = experts.size(); left > 1; --left) {
+    const std::size_t victim = policy.victim({experts.data(), left});
+    *std::find(experts.begin(), experts.end(), victim) = experts[left - 1];
+    experts[left - 1] = victim;
+  }
+  return experts;
+}
 
 template <typename Key>
 std::size_t CachePolicy::lowest(std::span<const std::size_t> candidates, Key&& key) const {

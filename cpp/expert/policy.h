@@ -26,6 +26,10 @@ class CachePolicy {
   // Whether an expert that was missed gets a slot at all.
   virtual bool admits(std::size_t expert) const;
 
+  bool has_seen(std::size_t expert) const { return uses_[expert].count != 0; }
+  // Takes over what another policy of the same layer has seen.
+  void inherit(const CachePolicy& other);
+
  protected:
   explicit CachePolicy(std::size_t num_experts) : uses_(num_experts) {}
 
@@ -52,6 +56,10 @@ struct PolicyParams {
   double omega = 128;
   std::vector<std::size_t> static_experts;  // of static: the only ones that get slots
 };
+
+// The order in which `policy` would let them go, backwards.
+std::vector<std::size_t> most_valued_first(const CachePolicy& policy,
+                                           std::vector<std::size_t> experts);
 
 // "lru", "lfu", "lcp", "static"
 const std::vector<std::string>& cache_policy_names();

@@ -25,6 +25,15 @@ SelfDefence::SelfDefence(const CacheLayout& layout, const ExpertCacheOptions& op
       prefetch_trial_(options.prefetch_trial),
       cache_trial_(options.cache_trial) {}
 
+void SelfDefence::restart(const CacheLayout& layout) {
+  prefetch_ = layout.prefetch;
+  has_slots_ = layout.slot_bytes() != 0;
+  prefetch_trial_.restart();
+  cache_trial_.restart();
+  recent_seconds_ = 0;
+  recent_tokens_ = 0;
+}
+
 bool SelfDefence::wants_prefetch() const {
   if (prefetch_ != PrefetchMode::automatic) return prefetch_ == PrefetchMode::on;
   return prefetch_trial_.is_on();

@@ -13,6 +13,9 @@ class SelfDefence {
   // `is_logging`: events are logged, which should be the policy's alone: the cache stays on.
   SelfDefence(const CacheLayout& layout, const ExpertCacheOptions& options, bool is_logging);
 
+  // What was measured is of another layout.
+  void restart(const CacheLayout& layout);
+
   // For the coming token.
   bool wants_slots() const { return cache_trial_.is_on(); }
   bool wants_prefetch() const;

@@ -26,6 +26,29 @@ void add_counters(Json& json, const CacheCounters& counters) {
   json["stalled_s"] = counters.stalled_seconds;
 }
 
+Json rates_json(const WindowLayerHits& hits) {
+  const auto rate = [&](std::uint64_t count) {
+    return ratio(static_cast<double>(count), static_cast<double>(hits.lookups));
+  };
+  return {{"hit_rate", rate(hits.live)},
+          {"static_hit_rate", rate(hits.best_static)},
+          {"optimal_hit_rate", rate(hits.optimal)}};
+}
+
+Json window_json(const CacheLayout& layout, const WindowHits& window) {
+  WindowLayerHits total;
+  for (const WindowLayerHits& layer : window.layers) total += layer;
+  Json json = {{"tokens", window.num_tokens}};
+  json.update(rates_json(total));
+  json["layers"] = Json::array();
+  for (std::size_t i = 0; i < window.layers.size(); ++i) {
+    Json entry = {{"layer", layout.layers[i].layer}};
+    entry.update(rates_json(window.layers[i]));
+    json["layers"].push_back(std::move(entry));
+  }
+  return json;
+}
+
 std::string reason_of(const CacheLayout& layout, const CacheStats& stats) {
   if (layout.is_resident) return "every expert is in memory";
   if (!stats.reason.empty()) return stats.reason;
@@ -48,12 +71,15 @@ Json host_json(const HostPlan* plan) {
 
 Json cache_json(const Model& model) {
   const ExpertCache* cache = model.expert_cache();
-  return cache_json(model.cache_layout(), cache != nullptr ? cache->stats() : CacheStats{},
+  if (cache == nullptr) {
+    return cache_json(model.cache_layout(), {}, {}, model.expert_bytes(), model.host_plan());
+  }
+  return cache_json(model.cache_layout(), cache->stats(), cache->window_hits(),
                     model.expert_bytes(), model.host_plan());
 }
 
-Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t expert_bytes,
-                const HostPlan* host) {
+Json cache_json(const CacheLayout& layout, const CacheStats& stats, const WindowHits& window,
+                std::size_t expert_bytes, const HostPlan* host) {
   CacheCounters total;
   for (const CacheCounters& layer : stats.layers) total += layer;
 
@@ -66,11 +92,13 @@ Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t 
   json["reason"] = reason_of(layout, stats);
   json["budget_bytes"] = layout.budget_bytes;
   json["total_expert_bytes"] = expert_bytes;
-  json["arena_bytes"] = layout.is_resident ? expert_bytes : layout.arena_bytes();
+  json["arena_bytes"] = layout.is_resident ? expert_bytes : stats.arena_bytes;
   json["slot_bytes"] = layout.slot_bytes();
   json["ring_bytes"] = layout.ring_bytes();
   json["host"] = host_json(host);
   json["direct_io"] = layout.is_resident ? Json(nullptr) : Json(stats.is_direct);
+  json["reconfigured"] = stats.reconfigured;
+  json["warm_bytes"] = stats.warm_bytes;
   json["decode_tokens"] = stats.decode_tokens;
   add_counters(json["total"], total);
   json["layers"] = Json::array();
@@ -80,6 +108,8 @@ Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t 
     add_counters(entry, stats.layers[i]);
     json["layers"].push_back(std::move(entry));
   }
+
+  json["window"] = layout.is_resident ? Json(nullptr) : window_json(layout, window);
 
   // The limit of a token: computing, or bringing what was missed over the link at the best rate it
   // has shown, whichever is longer. Guesses that were wrong are no part of it.
@@ -96,6 +126,21 @@ Json cache_json(const CacheLayout& layout, const CacheStats& stats, std::size_t 
   json["compute_s_per_token"] = ratio(computed, tokens);
   json["stalled_s_per_token"] = ratio(total.stalled_seconds, tokens);
   json["ratio_to_limit"] = ratio(stats.decode_seconds, limit);
+  return json;
+}
+
+Json reconfiguration_json(const Reconfiguration& changes, double seconds) {
+  Json json = {{"bytes_read", changes.bytes_read}, {"seconds", seconds}, {"layers", Json::array()}};
+  for (const Reconfiguration::Layer& layer : changes.layers) {
+    json["layers"].push_back({{"layer", layer.layer},
+                              {"slots_before", layer.slots_before},
+                              {"slots", layer.slots},
+                              {"split_before", layer.split_before},
+                              {"split", layer.split},
+                              {"kept", layer.kept},
+                              {"dropped", layer.dropped},
+                              {"warmed", layer.warmed}});
+  }
   return json;
 }
 

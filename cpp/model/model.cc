@@ -104,7 +104,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   const auto begin = std::chrono::steady_clock::now();
   std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
   ModelWeights& weights = *model->plan_.weights;
-  const CacheLayout& layout = model->cache_layout();
+  const CacheLayout& layout = model->plan_.layout();
   Backend& backend = *model->plan_.backend;
   const bool copies_experts = !layout.is_resident && !backend.is_host();
   {
@@ -134,11 +134,58 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   }
   model->decoder_ = std::make_unique<Decoder>(model->config(), weights, backend,
                                               model->cache_.get(), options.decoder);
+  if (model->cache_) model->warm_cache(progress);
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
                         model->plan_.weights->bytes_read(),
                         model->host_ ? model->host_->plan.notes : std::vector<std::string>{}};
   return model;
+}
+
+// With what the plan wants to be there from the start.
+void Model::warm_cache(const LoadProgress& progress) {
+  const CacheLayout& layout = plan_.layout();
+  std::uint64_t total = 0;
+  for (const LayerLayout& layer : layout.layers) {
+    total += layer.warm_experts.size() * layer.slot_bytes;
+  }
+  if (total == 0) return;
+  on_device([&] {
+    const auto stream = plan_.backend->make_stream();
+    cache_->begin_pass(*stream);
+    std::uint64_t done = 0;
+    const auto report = [&] {
+      if (progress) progress(done, total);
+    };
+    for (const LayerLayout& layer : layout.layers) {
+      cache_->warm(layer.layer, layer.warm_experts, report);
+      done += layer.warm_experts.size() * layer.slot_bytes;
+    }
+    report();
+  });
+}
+
+Reconfiguration Model::reconfigure(const std::string& plan, const std::string& plan_text,
+                                   const Checkpointer& while_waiting) {
+  if (!cache_) {
+    throw InvalidArgument(
+        "reconfigure: every expert is in memory, so there is no cache to change; load the model "
+        "with a smaller expert_budget to have one");
+  }
+  ExpertCacheOptions options = options_.experts;
+  options.budget.clear();
+  options.policy.clear();
+  options.split.clear();
+  options.plan = plan;
+  options.plan_text = plan_text;
+  const CacheLayout next =
+      make_cache_layout(*plan_.weights, static_cast<std::size_t>(config().top_k), options, 0);
+  const std::lock_guard lock(step_mutex_);
+  return on_device([&] {
+    const auto stream = plan_.backend->make_stream();
+    cache_->begin_pass(*stream);
+    return cache_->reconfigure(next, while_waiting);
+  });
 }
 
 void Model::check_prompt(std::span<const std::int32_t> token_ids) const {

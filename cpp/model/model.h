@@ -110,14 +110,20 @@ class Model {
   }  // of all, in memory or not
   // Memory that holds experts.
   std::size_t expert_memory_bytes() const {
-    return cache_layout().is_resident ? expert_bytes() : cache_layout().arena_bytes();
+    return cache_ ? cache_->arena_bytes() : expert_bytes();
   }
   const ModelWeights& weights() const { return *plan_.weights; }
-  const CacheLayout& cache_layout() const { return plan_.layout(); }
+  // As it is now; see reconfigure().
+  CacheLayout cache_layout() const { return cache_ ? cache_->layout() : plan_.layout(); }
   // Null where no device copies experts from the host.
   const HostPlan* host_plan() const { return host_ ? &host_->plan : nullptr; }
   // Null where every expert is resident.
   const ExpertCache* expert_cache() const { return cache_.get(); }
+  // Gives the cache the slots and splits of another plan, between two tokens. `plan`: the path of a
+  // file, or with `plan_text` what to call that text in messages. Throws what reading a plan
+  // throws, InvalidArgument where there is no cache, and what ExpertCache::reconfigure throws.
+  Reconfiguration reconfigure(const std::string& plan, const std::string& plan_text,
+                              const Checkpointer& while_waiting = {});
   // What the cache did so far, if that was asked for (ExpertCacheOptions::log_events).
   std::vector<CacheEvent> cache_events() const { return events_.copy(); }
   // The same since it was last called, which is then kept no longer.
@@ -161,6 +167,8 @@ class Model {
   }
 
   Model(ModelPlan plan, const ModelOptions& options);
+
+  void warm_cache(const LoadProgress& progress);
 
   // Memory of sessions that have ended serves the next: pages fresh from the system must be zeroed
   // first, which for a short prompt costs more than the prompt.

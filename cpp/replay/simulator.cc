@@ -64,6 +64,8 @@ class Driver {
   std::unique_ptr<Stream> stream_;
   SimEngine* engine_ = nullptr;  // the cache's own
   std::unique_ptr<ExpertCache> cache_;
+  std::uint64_t warm_bytes_ = 0;  // moved before the first token
+  double warm_s_ = 0;             // when it began
   SimResult result_;
 };
 
@@ -95,6 +97,13 @@ void Driver::make_cache(CacheLayout layout, const PieceSizes& sizes) {
   }
   cache_ = std::make_unique<ExpertCache>(weights_, std::move(layout), nullptr, nullptr, options,
                                          options_.sink, backend_);
+  // As Model::load does, before the first token.
+  cache_->begin_pass(*stream_);
+  for (const LayerLayout& layer : cache_->layout().layers) {
+    cache_->warm(layer.layer, layer.warm_experts, options_.between_layers);
+  }
+  warm_bytes_ = engine_->stats().bytes;
+  warm_s_ = clock_.now();
 }
 
 std::unique_ptr<CachePolicy> Driver::make_belady(std::size_t layer) const {
@@ -132,10 +141,11 @@ LayerCost Driver::cost_of(std::size_t index, Kind kind) const {
 
 SimResult Driver::run() {
   for (const SimSequence& sequence : sequences_) run_sequence(sequence);
-  result_.seconds = clock_.now();
+  result_.seconds = clock_.now() - warm_s_;
   if (cache_ != nullptr) {
     result_.stats = cache_->stats();
-    result_.moved_bytes = engine_->stats().bytes;
+    result_.window = cache_->window_hits();
+    result_.moved_bytes = engine_->stats().bytes - warm_bytes_;
   }
   return std::move(result_);
 }

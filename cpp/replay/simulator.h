@@ -12,6 +12,7 @@
 #include "expert/cache_layout.h"
 #include "expert/cache_stats.h"
 #include "expert/expert_store.h"
+#include "expert/window_hits.h"
 #include "replay/sim_engine.h"
 #include "trace/cache_event.h"
 #include "weights/model_weights.h"
@@ -48,6 +49,7 @@ struct SimOptions {
 
 struct SimResult {
   CacheStats stats;
+  WindowHits window;              // of the last tokens
   std::vector<double> ttft_s;     // of each sequence with a prompt
   std::vector<double> token_s;    // of each token decoded after a prompt or another token
   std::uint64_t moved_bytes = 0;  // over the link, prompts and what was in vain included

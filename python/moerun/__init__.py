@@ -11,6 +11,7 @@ from types import ModuleType
 
 from moerun import errors
 from moerun._moerun import __version__, build_info
+from moerun.cache_control import RoutingWindow
 from moerun.cache_options import dry_run
 from moerun.generation import Generation
 from moerun.hub import default_model
@@ -24,6 +25,7 @@ __all__ = [
     "CacheEvent",
     "Generation",
     "Model",
+    "RoutingWindow",
     "SequenceRouting",
     "Simulation",
     "SimulationCosts",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from moerun.arguments import check_int, check_number, check_str, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
+from moerun.plan_files import check_plan_model, plan_path
 
 Split: TypeAlias = float | Sequence[float]
 Prefetch: TypeAlias = bool | Literal["auto"]
@@ -62,7 +62,7 @@ def cache_options(
         "policy": None if policy is None else _named("policy", policy),
         "split": None if split is None else _splits(split),
         "prefetch": None if prefetch is None else _prefetch(prefetch),
-        "plan": None if plan is None else _plan(plan),
+        "plan": None if plan is None else plan_path(plan),
         "pin_limit": None if pin_limit is None else _size("pin_limit", pin_limit, 0),
         "host_tier": None if host_tier is None else _named("host_tier", host_tier),
     }
@@ -110,7 +110,9 @@ def dry_run(
         **machine_options(device, threads, context_length),
         **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),
     }
-    return _moerun.dry_run(str(resolve_model(path)), **options)
+    directory = resolve_model(path)
+    check_plan_model(options.get("plan"), directory)
+    return _moerun.dry_run(str(directory), **options)
 
 
 def _named(name: str, value: Any) -> str:
@@ -154,12 +156,3 @@ def _prefetch(value: Any) -> str:
     if isinstance(value, str) and value == "auto":
         return "auto"
     raise InvalidArgumentError(f'prefetch must be True, False or "auto", not {shown(value)}')
-
-
-def _plan(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(value)}")
-    name = os.fspath(value)
-    if not isinstance(name, str) or not name:
-        raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(value)}")
-    return check_str("plan", str(Path(name).expanduser()))

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int, check_number, check_str, check_token_ids
+from moerun.cache_control import CacheControl
 from moerun.cache_options import Prefetch, Split, cache_options, machine_options
 from moerun.errors import InvalidArgumentError, MoerunError, MoerunWarning
 from moerun.generation import Generation, StopStrings
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
+from moerun.plan_files import check_plan_model
 from moerun.tokenizer import Tokenizer
 from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
 
@@ -36,7 +38,7 @@ class CacheEvent(NamedTuple):
     kind: str
 
 
-class Model:
+class Model(CacheControl):
     """A Mixture-of-Experts model that is loaded and ready to run; made by `Model.load`.
 
     A context manager: the memory is given back at the end of the block, or by `close`.
@@ -98,8 +100,8 @@ class Model:
                 per layer with experts. None for 1: whole experts.
             prefetch: read what the next layer will probably need: True, False, or "auto" for as
                 long as it pays. None for "auto", or what the plan says.
-            plan: a JSON file with slots and split of each layer; takes the place of
-                `expert_budget`, `policy` and `split`.
+            plan: a JSON file with slots and split of each layer, and perhaps experts to start with;
+                takes the place of `expert_budget`, `policy` and `split`.
             pack: read experts from a record file, which is written first if it is not there: True
                 for one in `moerun.pack_folder()`, or a folder. It is as large as all experts.
                 Without one, any part of an expert costs all of its down_proj. Used only when not
@@ -136,6 +138,7 @@ class Model:
         if cache_events:
             options["cache_events"] = True
         directory = resolve_model(path)
+        check_plan_model(options.get("plan"), directory)
         native = _moerun.Model(str(directory), **options)
         for note in native.stats()["load"]["notes"]:
             warnings.warn(note, MoerunWarning, stacklevel=2)
@@ -337,7 +340,11 @@ class Model:
         `prefetch_wasted`; `demand_bytes`, `prefetch_bytes` read; `stalled_s` waited for.
         `link_gb_per_s` is the rate while reads were under way; `compute_s_per_token` and
         `stalled_s_per_token` make up the time per token, and `ratio_to_limit` is that time by
-        max(compute, missed bytes / link rate). docs/cache.md says more.
+        max(compute, missed bytes / link rate). `window` compares the last `tokens` with what could
+        have been: `hit_rate` (whole or top), `static_hit_rate` with the best fixed set of experts,
+        `optimal_hit_rate` with full knowledge, and the same for each of its `layers`.
+        `reconfigured` counts `reconfigure`, `warm_bytes` what was read into slots in advance.
+        docs/cache.md says more.
         """
         last = self._last_generation
         return {

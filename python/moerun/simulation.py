@@ -17,6 +17,7 @@ from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
 from moerun.model import CacheEvent
 from moerun.packs import folder_of
+from moerun.plan_files import check_plan_model
 from moerun.trace import SequenceRouting, Trace
 
 Seconds = float | Sequence[float]
@@ -186,7 +187,7 @@ def simulate(
         MissingFileError, FileError, FormatError, UnsupportedModelError: as `Model.load` and
             `Trace.open`.
     """
-    path = str(resolve_model(model))
+    directory = resolve_model(model)
     routings, recorded = _routing(trace)
     is_belady = policy == "belady"
     options = {
@@ -196,9 +197,10 @@ def simulate(
         "cache_events": bool(cache_events),
         **cache_options(expert_budget, "lru" if is_belady else policy, split, prefetch, plan),
     }
+    check_plan_model(options.get("plan"), directory)
     has_predictions = all(routing.prefetch_ids is not None for routing in routings)
     result = _moerun.simulate(
-        path,
+        str(directory),
         [_ids("expert_ids", routing.expert_ids) for routing in routings],
         [_ids("prefetch_ids", routing.prefetch_ids) for routing in routings]
         if has_predictions

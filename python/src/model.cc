@@ -3,11 +3,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "base/error.h"
 #include "bindings.h"
 #include "expert/record_file.h"
+#include "model/cache_report.h"
 #include "model/dry_run.h"
 #include "model/forward.h"
 #include "model/generation.h"
@@ -152,6 +156,70 @@ std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& 
   return std::make_unique<Generation>(model, std::move(ids), params);
 }
 
+py::object reconfigure(const PythonModel& self, const std::string& plan,
+                       const std::string& plan_text) {
+  using Clock = std::chrono::steady_clock;
+  const auto model = self.get();
+  std::string json;
+  {
+    const py::gil_scoped_release release;
+    const auto begin = Clock::now();
+    const Reconfiguration changes = model->reconfigure(plan, plan_text, signal_checker());
+    const std::chrono::duration<double> elapsed = Clock::now() - begin;
+    json = reconfiguration_json(changes, elapsed.count()).dump();
+  }
+  return from_json(json);
+}
+
+// Of a model with every expert in memory: all of them.
+py::dict residents(const PythonModel& self) {
+  const auto model = self.get();
+  py::dict result;
+  if (const ExpertCache* cache = model->expert_cache()) {
+    const auto experts = cache->residents();
+    const CacheLayout layout = cache->layout();
+    for (std::size_t i = 0; i < experts.size(); ++i) {
+      result[py::int_(layout.layers[i].layer)] = py::cast(experts[i]);
+    }
+    return result;
+  }
+  const auto& layers = model->weights().layers;
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer].experts.num_experts == 0) continue;
+    py::list all;
+    for (std::size_t id = 0; id < layers[layer].experts.num_experts; ++id) all.append(id);
+    result[py::int_(layer)] = all;
+  }
+  return result;
+}
+
+py::dict routing_window(const PythonModel& self) {
+  const auto model = self.get();
+  const ExpertCache* cache = model->expert_cache();
+  if (cache == nullptr) {
+    throw InvalidArgument(
+        "routing_window: every expert is in memory, so no cache is asked for any; load the model "
+        "with a smaller expert_budget, or use trace()");
+  }
+  const RoutingHistory history = cache->routing_history();
+  const auto layers = history.layers.size();
+  const std::size_t row = history.num_tokens * history.top_k;
+  py::array_t<std::uint16_t> ids({layers, history.num_tokens, history.top_k});
+  py::array_t<std::uint64_t> named({layers, history.top_k});
+  py::array_t<std::uint64_t> right({layers, history.top_k});
+  for (std::size_t i = 0; i < layers; ++i) {
+    const RoutingHistory::Layer& layer = history.layers[i];
+    std::copy(layer.expert_ids.begin(), layer.expert_ids.end(), ids.mutable_data() + i * row);
+    std::copy(layer.named.begin(), layer.named.end(), named.mutable_data() + i * history.top_k);
+    std::copy(layer.right.begin(), layer.right.end(), right.mutable_data() + i * history.top_k);
+  }
+  py::dict result;
+  result["expert_ids"] = ids;
+  result["named"] = named;
+  result["right"] = right;
+  return result;
+}
+
 }  // namespace
 
 void register_model(py::module_& module) {
@@ -166,6 +234,9 @@ void register_model(py::module_& module) {
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("seed"), py::arg("stop_token_ids"))
       .def("stats", [](const PythonModel& self) { return from_json(stats_json(*self.get())); })
+      .def("reconfigure", &reconfigure, py::arg("plan"), py::arg("plan_text") = "")
+      .def("residents", &residents)
+      .def("routing_window", &routing_window)
       .def("cache_events",
            [](const PythonModel& self) { return as_list(self.get()->cache_events()); })
       .def("take_cache_events",

@@ -137,7 +137,7 @@ py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
                       costs, sequences, options);
     layout.prefetch = result.prefetch;
     if (belady) layout.policy = "belady";
-    cache = cache_json(layout, result.stats, plan.weights->expert_bytes()).dump();
+    cache = cache_json(layout, result.stats, result.window, plan.weights->expert_bytes()).dump();
   }
   py::dict dict;
   dict["cache"] = from_json(cache);

@@ -50,6 +50,7 @@ def cached(**changes):
         "compute_s_per_token": 0.0021,
         "stalled_s_per_token": 0.0009,
         "ratio_to_limit": 1.117,
+        "window": None,
         **changes,
     }
 
@@ -104,6 +105,17 @@ def test_the_table_has_a_row_for_each_layer_and_one_for_all():
     assert columns(lines[3])[:7] == ["2", "12", "1.00", "200", "70.0", "5.0", "25.0"]
     assert columns(lines[4])[:6] == ["total", "20", "400", "60.0", "15.0", "25.0"]
     assert lines[4].endswith("1.50 s")
+
+
+def test_the_window_has_a_line_once_it_says_something():
+    rates = {"hit_rate": 0.5, "static_hit_rate": 0.625, "optimal_hit_rate": 0.75}
+    few = cache_table(cached(window={"tokens": 63, **rates}))
+    assert few == cache_table(cached())
+    added = set(cache_table(cached(window={"tokens": 64, **rates})).splitlines())
+    assert added - set(few.splitlines()) == {
+        "last 64 tokens: hit rate 50.0 % (whole or top), best fixed set 62.5 %, "
+        "best possible 75.0 %"
+    }
 
 
 def test_the_columns_stand_under_their_names():

@@ -254,7 +254,7 @@ def test_a_run_hits_as_its_plan_predicts(shipped, tiny, tmp_path):
     )
 
 
-def test_a_budget_that_holds_everything_needs_no_plan(tiny):
+def test_a_budget_that_holds_everything_gives_a_resident_plan(tiny, default_path, tmp_path):
     trace, costs, geometry = tiny
     curves = layer_curves(trace)
     for plan in (
@@ -265,8 +265,10 @@ def test_a_budget_that_holds_everything_needs_no_plan(tiny):
         assert plan.arena_bytes == geometry.total_bytes
         assert plan.predicted.stalled_ms == 0
         assert plan.predicted.ttft_ms == pytest.approx(1e3 * (8 * 512 * 1e-5 + 1e-4))
-        with pytest.raises(errors.InvalidArgumentError, match="expert_budget"):
-            plan.to_json()
+        file = tmp_path / "plan.json"
+        file.write_text(plan.to_json())
+        sizes = moerun.dry_run(default_path, plan=file)
+        assert (sizes["state"], sizes["arena_bytes"]) == ("resident", geometry.total_bytes)
 
 
 def test_time_to_first_token_is_moving_or_computing_whichever_is_longer(tiny):

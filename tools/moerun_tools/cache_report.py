@@ -9,6 +9,8 @@ from typing import Any
 from moerun_tools.report import host_text
 from moerun_tools.units import as_bytes, as_percent, as_rate, as_seconds
 
+_MIN_WINDOW_TOKENS = 64
+
 _HEADER = (
     "layer",
     "slots",
@@ -88,7 +90,8 @@ def cache_table(cache: dict[str, Any]) -> str:
         ),
         ("total", str(total_slots), "", *_counts(cache["total"])),
     ]
-    return "\n".join([_state_line(cache), _aligned(rows), _time_line(cache), reason]).rstrip("\n")
+    lines = [_state_line(cache), _aligned(rows), _time_line(cache), *_window_lines(cache), reason]
+    return "\n".join(lines).rstrip("\n")
 
 
 def _host_rows(host: dict[str, Any] | None, total: int) -> list[tuple[str, int, str]]:
@@ -127,6 +130,21 @@ def _time_line(cache: dict[str, Any]) -> str:
         f"time per token {'-' if ratio is None else f'{ratio:.2f}'} x the limit",
     ]
     return ", ".join(parts)
+
+
+def _window_lines(cache: dict[str, Any]) -> list[str]:
+    """Return what the last tokens got and could have got, once they say something."""
+    window = cache["window"]
+    if window is None or window["tokens"] < _MIN_WINDOW_TOKENS:
+        return []
+    live, static, optimal = (
+        f"{100 * window[name]:.1f} %"
+        for name in ("hit_rate", "static_hit_rate", "optimal_hit_rate")
+    )
+    return [
+        f"last {window['tokens']} tokens: hit rate {live} (whole or top), best fixed set {static}, "
+        f"best possible {optimal}"
+    ]
 
 
 def _counts(counters: dict[str, Any]) -> tuple[str, ...]:

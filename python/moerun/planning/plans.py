@@ -76,6 +76,8 @@ class PlannedLayer:
         experts: those that get slots with policy "static", empty for the others.
         hit_rate: share of its lookups whose top segment is in a slot.
         stalled_ms: milliseconds of a token waiting for it.
+        warm: experts that are read into slots at once, the best first; of other policies than
+            "static".
     """
 
     layer: int
@@ -84,6 +86,7 @@ class PlannedLayer:
     experts: tuple[int, ...]
     hit_rate: float
     stalled_ms: float
+    warm: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,10 @@ class Plan:
         prefetch: "auto" or "off".
         budget_bytes: that it was made for.
         arena_bytes: that it takes, slots and staging ring; without the ring where `is_resident`.
-        is_resident: every expert fits. No plan is needed then: load with `expert_budget`.
+        is_resident: every expert is in memory.
         layers: slots and split of each layer with experts.
         predicted: what to expect.
+        model_id: of the model, from `moerun.planning.model_id`; then no other model takes the plan.
     """
 
     model: str
@@ -109,18 +113,10 @@ class Plan:
     is_resident: bool
     layers: tuple[PlannedLayer, ...]
     predicted: Prediction
+    model_id: str = ""
 
     def to_json(self) -> str:
-        """Return the text of a plan file (docs/cache.md, Plans).
-
-        Raises:
-            InvalidArgumentError: every expert is resident, which a plan cannot say.
-        """
-        if self.is_resident:
-            raise InvalidArgumentError(
-                f"every expert fits in {self.budget_bytes} bytes: no plan is needed, load the "
-                f"model with expert_budget={self.budget_bytes}"
-            )
+        """Return the text of a plan file (docs/cache.md, Plans)."""
         layers = []
         for planned in self.layers:
             entry: dict[str, Any] = {
@@ -130,19 +126,24 @@ class Plan:
             }
             if planned.experts:
                 entry["experts"] = list(planned.experts)
+            if planned.warm:
+                entry["warm"] = list(planned.warm)
             layers.append(entry)
-        return json.dumps(
-            {
-                "version": 1,
-                "model": self.model,
-                "policy": self.policy,
-                "budget_bytes": self.budget_bytes,
-                "prefetch": self.prefetch,
-                "layers": layers,
-                "predicted": self.predicted.as_dict(),
-            },
-            indent=2,
-        )
+        plan: dict[str, Any] = {
+            "version": 1,
+            "model": self.model,
+            "model_id": self.model_id,
+            "policy": self.policy,
+            "budget_bytes": self.budget_bytes,
+            "prefetch": self.prefetch,
+            "resident": True,
+            "layers": layers,
+            "predicted": self.predicted.as_dict(),
+        }
+        if not self.model_id:
+            del plan["model_id"]
+        del plan["layers" if self.is_resident else "resident"]
+        return json.dumps(plan, indent=2)
 
 
 def make_plan(
