@@ -11,11 +11,11 @@ from types import ModuleType
 
 from moerun import errors
 from moerun._moerun import __version__, build_info
-from moerun.cache_control import RoutingWindow
+from moerun.cache_control import CacheEvent, RoutingWindow
 from moerun.cache_options import dry_run
 from moerun.generation import Generation
 from moerun.hub import default_model
-from moerun.model import CacheEvent, Model
+from moerun.model import Model
 from moerun.packs import pack_folder, remove_pack
 from moerun.simulation import Simulation, SimulationCosts, simulate
 from moerun.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,18 @@ from moerun import _moerun
 from moerun.plan_files import check_plan_model, named_plan
 
 if TYPE_CHECKING:
+    from moerun.model import Model
     from moerun.planning import Plan
+    from moerun.planning.online import OnlinePlanner
+
+
+class CacheEvent(NamedTuple):
+    """One thing that happened in the expert cache; see `Model.cache_events`."""
+
+    token: int
+    layer: int
+    expert: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,24 @@ class CacheControl:
     """The part of `Model` that is about its expert cache."""
 
     path: Path
+    _kept_events: list[tuple[int, int, int, str]]
+    _pack: Any = False
+    _planner: OnlinePlanner | None = None  # of plan="auto"
 
     def _open(self) -> _moerun.Model:
         raise NotImplementedError
+
+    def cache_events(self) -> list[CacheEvent]:
+        """Return what happened in the expert cache, in order, if it was loaded with cache_events.
+
+        Kinds: every look-up is a "hit" (whole expert in its slot), a "top_hit" (its top segment)
+        or a "miss"; "insert" and "evict" change what a layer holds; "prefetch" was issued, and was
+        "prefetch_useful" (there in time), "prefetch_late" or "prefetch_wasted".
+
+        Returns:
+            (token, layer, expert, kind) each; `token` is the number of tokens decoded before.
+        """
+        return [CacheEvent(*event) for event in [*self._kept_events, *self._open().cache_events()]]
 
     def reconfigure(self, plan: str | os.PathLike[str] | Plan) -> dict[str, Any]:
         """Give the cache other slots and splits while the model stays loaded.
@@ -93,3 +119,28 @@ class CacheControl:
         native = self._open()
         window = native.routing_window()
         return RoutingWindow(tuple(_moerun.moe_layers(native)), **window)
+
+    def save_plan(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the cache as it is now as a plan: slots, splits, and the experts in the slots.
+
+        A model that is loaded with it starts warm: these experts are read at once.
+
+        Args:
+            path: the file, which is replaced; None for where `Model.load(plan="auto")` finds it.
+
+        Returns:
+            The file.
+
+        Raises:
+            InvalidArgumentError: the policy is "static", whose plan is the one it was loaded with.
+            FileError: it cannot be written.
+        """
+        self._open()
+        from moerun.planning.stored_plans import save_plan
+
+        return save_plan(cast("Model", self), path, pack=self._pack)
+
+    def _plan_again(self) -> None:
+        """Plan anew if the model was loaded with plan="auto" and it is time."""
+        if self._planner is not None:
+            self._planner.step()

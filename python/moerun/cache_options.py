@@ -106,6 +106,14 @@ def dry_run(
         As `Model.load`.
     """
     folder_of(pack)
+    if plan == "auto":
+        from moerun.planning.stored_plans import start_of_auto
+
+        plan = start_of_auto(
+            resolve_model(path), device, threads, context_length, expert_budget, policy, split, pack
+        )
+        if plan is not None:
+            expert_budget, policy = None, None
     options = {
         **machine_options(device, threads, context_length),
         **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),

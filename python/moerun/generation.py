@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Generation(Iterator[int]):
         stop_token_ids: Sequence[int],
         stop_strings: StopStrings | None,
         reason_at_limit: str,
+        at_end: Callable[[], None],
     ) -> None:
         self.prompt_tokens = native.prompt_tokens
         self.seed = seed
@@ -54,6 +55,7 @@ class Generation(Iterator[int]):
         self._reason_of_token.update(dict.fromkeys(stop_token_ids, "stop"))
         self._stop_strings = stop_strings
         self._reason_at_end = reason_at_limit
+        self._at_end = at_end
 
     def __iter__(self) -> Generation:
         return self
@@ -76,3 +78,4 @@ class Generation(Iterator[int]):
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
         self._native = None
+        self._at_end()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,6 @@ from moerun.tokenizer import Tokenizer
 from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
 
 _MAX_SEED = 2**64 - 1
-
-
-class CacheEvent(NamedTuple):
-    """One thing that happened in the expert cache; see `Model.cache_events`."""
-
-    token: int
-    layer: int
-    expert: int
-    kind: str
 
 
 class Model(CacheControl):
@@ -101,7 +92,9 @@ class Model(CacheControl):
             prefetch: read what the next layer will probably need: True, False, or "auto" for as
                 long as it pays. None for "auto", or what the plan says.
             plan: a JSON file with slots and split of each layer, and perhaps experts to start with;
-                takes the place of `expert_budget`, `policy` and `split`.
+                takes the place of `expert_budget`, `policy` and `split`. Or "auto": starts from
+                what `save_plan()` stored for this budget, if it did, and plans again after every
+                5,000 tokens, when a text has ended (docs/planning.md).
             pack: read experts from a record file, which is written first if it is not there: True
                 for one in `moerun.pack_folder()`, or a folder. It is as large as all experts.
                 Without one, any part of an expert costs all of its down_proj. Used only when not
@@ -126,6 +119,16 @@ class Model(CacheControl):
             InvalidArgumentError: an argument has the wrong type or is out of its range, or two
                 exclude each other.
         """
+        directory = resolve_model(path)
+        is_auto = plan == "auto"
+        if is_auto:
+            from moerun.planning.stored_plans import start_of_auto
+
+            plan = start_of_auto(
+                directory, device, threads, context_length, expert_budget, policy, split, pack
+            )
+            if plan is not None:
+                expert_budget, policy = None, None
         options = {
             **machine_options(device, threads, context_length),
             "prefill_chunk": check_int("prefill_chunk", prefill_chunk, 1),
@@ -137,12 +140,17 @@ class Model(CacheControl):
             options["pack_folder"] = folder
         if cache_events:
             options["cache_events"] = True
-        directory = resolve_model(path)
         check_plan_model(options.get("plan"), directory)
         native = _moerun.Model(str(directory), **options)
         for note in native.stats()["load"]["notes"]:
             warnings.warn(note, MoerunWarning, stacklevel=2)
-        return cls(native, directory, bool(cache_events))
+        model = cls(native, directory, bool(cache_events))
+        model._pack = pack
+        if is_auto and native.stats()["cache"]["state"] == "cached":
+            from moerun.planning.online import OnlinePlanner
+
+            model._planner = OnlinePlanner(model, pack=pack, from_stored=plan is not None)
+        return model
 
     @property
     def config(self) -> dict[str, Any]:
@@ -258,6 +266,7 @@ class Model(CacheControl):
                 else None
             ),
             reason_at_limit="length" if is_limited else "context",
+            at_end=self._plan_again,
         )
         return self._last_generation
 
@@ -343,6 +352,8 @@ class Model(CacheControl):
         max(compute, missed bytes / link rate). `window` compares the last `tokens` with what could
         have been: `hit_rate` (whole or top), `static_hit_rate` with the best fixed set of experts,
         `optimal_hit_rate` with full knowledge, and the same for each of its `layers`.
+        `plan`, of plan "auto", says what it started from, how often it was `planned` and
+        `changed`, and what the `last` decision was.
         `reconfigured` counts `reconfigure`, `warm_bytes` what was read into slots in advance.
         docs/cache.md says more.
         """
@@ -351,19 +362,8 @@ class Model(CacheControl):
             **self._open().stats(),
             "seed": None if last is None else last.seed,
             "finish_reason": None if last is None else last.finish_reason,
+            "plan": None if self._planner is None else self._planner.as_dict(),
         }
-
-    def cache_events(self) -> list[CacheEvent]:
-        """Return what happened in the expert cache, in order, if it was loaded with cache_events.
-
-        Kinds: every look-up is a "hit" (whole expert in its slot), a "top_hit" (its top segment)
-        or a "miss"; "insert" and "evict" change what a layer holds; "prefetch" was issued, and was
-        "prefetch_useful" (there in time), "prefetch_late" or "prefetch_wasted".
-
-        Returns:
-            (token, layer, expert, kind) each; `token` is the number of tokens decoded before.
-        """
-        return [CacheEvent(*event) for event in [*self._kept_events, *self._open().cache_events()]]
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used afterwards. Closing twice is fine."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int, check_number, shown
+from moerun.cache_control import CacheEvent
 from moerun.cache_options import Prefetch, Split, cache_options
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
-from moerun.model import CacheEvent
 from moerun.packs import folder_of
 from moerun.plan_files import check_plan_model
 from moerun.trace import SequenceRouting, Trace

@@ -59,8 +59,9 @@ _OPTIONS = (
         "--plan",
         cls=GroupedOption,
         group=_GROUP,
-        metavar="FILE",
-        help="JSON file with slots and split of each layer, instead of budget, policy and split.",
+        metavar="FILE|auto",
+        help="JSON file with slots and split of each layer, instead of budget, policy and split; "
+        "or auto: start from what the last such run left, and plan again while running.",
     ),
     click.option(
         "--pack",
@@ -112,7 +113,9 @@ def cache_arguments(
         click.UsageError: two options exclude each other.
     """
     if plan is not None:
-        others = {"--expert-budget": expert_budget, "--policy": policy, "--split": split}
+        others: dict[str, object] = {"--split": split}
+        if plan != "auto":
+            others = {"--expert-budget": expert_budget, "--policy": policy, **others}
         for name, value in others.items():
             if value is not None:
                 raise click.UsageError(f"--plan and {name} exclude each other.")

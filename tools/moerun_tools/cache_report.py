@@ -76,6 +76,22 @@ def _device_sizes(plan: dict[str, Any]) -> list[tuple[str, int, str]]:
     ]
 
 
+def statistics_text(stats: dict[str, Any]) -> str:
+    """Return what `moe-run --stats` shows, from `Model.stats()`."""
+    lines = [cache_table(stats["cache"])]
+    if stats["plan"] is not None:
+        lines.append(_plan_line(stats["plan"]))
+    return "\n".join(lines)
+
+
+def _plan_line(plan: dict[str, Any]) -> str:
+    """Return what came of plan "auto"."""
+    start = "from a stored plan" if plan["started_from"] == "stored" else "without a stored plan"
+    text = f"plan auto, {start}: planned {plan['planned']} times, changed {plan['changed']}"
+    last = plan["last"]
+    return text if last is None else f"{text}; last at token {last['at_token']}: {last['reason']}"
+
+
 def cache_table(cache: dict[str, Any]) -> str:
     """Return what the cache did, layer by layer and in all, from `stats()["cache"]`."""
     reason = cache["reason"].strip()

@@ -10,7 +10,7 @@ import click
 from moerun import Model
 from moerun.errors import MoerunError
 from moerun_tools.answer import Answer
-from moerun_tools.cache_report import cache_table
+from moerun_tools.cache_report import statistics_text
 from moerun_tools.command import show_error, write_out
 from moerun_tools.conversation import Conversation
 from moerun_tools.prompt import read_line
@@ -74,4 +74,4 @@ def _answer(
     if not quiet:
         click.echo(speed_line(model.stats()), err=True)
     if show_stats:
-        click.echo(cache_table(model.stats()["cache"]), err=True)
+        click.echo(statistics_text(model.stats()), err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -29,6 +30,8 @@ Models that do not fit in memory:
   moe-run --expert-budget 25% --prefetch on --stats "import os"
   moe-run -m path/to/model --expert-budget 6GiB --split 0.4 --pack "Routers are"
   moe-run -m path/to/model --remove-pack
+  moe-run -m path/to/model --expert-budget 6GiB --plan auto -i          plans while it runs
+  moe-run -m path/to/model --plan plan.json --save-plan warm.json -i    starts warm next time
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
@@ -111,6 +114,13 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     help="Kernels for a kind of CPU; auto takes the fastest that this one runs.",
 )
 @cache_options
+@_option(
+    "Expert cache",
+    "--save-plan",
+    metavar="FILE",
+    help="At the end, write slots, splits and which experts are cached, for --plan: a run with it "
+    "starts warm.",
+)
 @_option(
     "Expert cache",
     "--remove-pack",
@@ -213,6 +223,7 @@ def main(
     pack: bool,
     pin_limit: str | None,
     host_tier: str | None,
+    save_plan: str | None,
     remove_pack: bool,
     dry_run: bool,
     as_json: bool,
@@ -233,6 +244,8 @@ def main(
         raise click.UsageError("--interactive and --json exclude each other.")
     if stats and as_json:
         raise click.UsageError("--stats and --json exclude each other: JSON holds the statistics.")
+    if save_plan == "":
+        raise click.UsageError("--save-plan needs a name that is not empty.")
     if any(not text for text in generation["stop"]):
         raise click.UsageError("--stop needs a text that is not empty.")
 
@@ -249,6 +262,7 @@ def main(
     from moerun_tools.conversation import Conversation
     from moerun_tools.interactive import converse
     from moerun_tools.loading import load_model
+    from moerun_tools.output_file import check_target
     from moerun_tools.prompt import checked_text, read_prompt
 
     if remove_pack:
@@ -263,6 +277,9 @@ def main(
     directory = resolve_model(model)  # before standard input, which may take long to end
     if text is None and not interactive:
         text = read_prompt(None, None)
+    saved = None if save_plan is None else Path(save_plan).expanduser()
+    if saved is not None:
+        check_target(saved, [])
     with load_model(
         directory,
         quiet,
@@ -276,6 +293,22 @@ def main(
         else:
             assert text is not None
             _run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
+        if saved is not None:
+            loaded.save_plan(saved)
+        if plan == "auto":
+            _store_plan(loaded)
+
+
+def _store_plan(model: Any) -> None:
+    """Keep the plan for the next run; what goes wrong is said, for the text is there."""
+    from moerun.errors import MoerunError
+
+    if model.stats()["cache"]["state"] == "resident":
+        return
+    try:
+        model.save_plan()
+    except MoerunError as error:
+        click.echo(f"warning: {error}", err=True)
 
 
 def _remove_pack(directory: Any) -> None:
@@ -311,7 +344,7 @@ def _run_once(
 ) -> None:
     """Answer one prompt: text as it is made, or one JSON object at the end."""
     from moerun_tools.answer import Answer
-    from moerun_tools.cache_report import cache_table
+    from moerun_tools.cache_report import statistics_text
     from moerun_tools.report import json_object, memory_line, speed_line
 
     prompt_token_ids = conversation.ask(text)
@@ -330,7 +363,7 @@ def _run_once(
         click.echo(speed_line(model.stats()), err=True)
         click.echo(memory_line(model.stats()), err=True)
     if show_stats:
-        click.echo(cache_table(model.stats()["cache"]), err=True)
+        click.echo(statistics_text(model.stats()), err=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from moerun.arguments import check_int, check_str
 from moerun.cache_options import dry_run
 from moerun.errors import InvalidArgumentError
 from moerun.packs import folder_of
+from moerun.planning.identity import model_id
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Geometry:
         move_bytes: (L, Q + 1) float64, bytes that the slow tier gives for it: whole sectors, and
             without a record file all of down_proj. None: those that are missing.
 
+        model_id: from `moerun.planning.model_id`; empty if that is not known.
+
     Raises:
         InvalidArgumentError: a number is out of its range.
     """
@@ -48,9 +51,11 @@ class Geometry:
     ring_bytes: int
     move_pieces: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
     move_bytes: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    model_id: str = ""
 
     def __post_init__(self) -> None:
         check_str("model", self.model)
+        check_str("model_id", self.model_id)
         layers = tuple(check_int("a number in moe_layers", n, 0, 2**20) for n in self.moe_layers)
         if not layers or any(a >= b for a, b in itertools.pairwise(layers)):
             raise InvalidArgumentError(
@@ -115,4 +120,5 @@ class Geometry:
             ring_bytes=sizes["ring_bytes"],
             move_pieces=pieces,
             move_bytes=moved,
+            model_id=model_id(sizes["model"]),
         )

@@ -321,6 +321,7 @@ class Problem:
                 bytes_per_token=estimate["bytes"],
                 prompt_tokens=self.prompt_tokens,
             ),
+            model_id=geometry.model_id,
         )
 
     def resident_plan(self, budget: int) -> Plan:
@@ -346,6 +347,7 @@ class Problem:
                 bytes_per_token=0.0,
                 prompt_tokens=self.prompt_tokens,
             ),
+            model_id=geometry.model_id,
         )
 
     def _prompt_seconds(self, settings: Settings) -> float:
