@@ -59,8 +59,8 @@ std::vector<std::size_t> expert_ids(const ConfigReader& layer, std::string_view 
 void check_warm(const PlannedLayer& planned, const ConfigReader& layer, const std::string& policy) {
   if (planned.warm.empty()) return;
   if (policy == "off") layer.fail("warm", "policy off caches nothing, expected no experts");
-  if (!planned.experts.empty()) {
-    layer.fail("warm", "expected either experts, which get slots in any case, or warm, found both");
+  if (policy == "static") {
+    layer.fail("warm", "with policy static, experts lists those that get slots; leave warm out");
   }
   if (planned.warm.size() > planned.num_slots) {
     layer.fail("warm", message("expected at most ", planned.num_slots,
