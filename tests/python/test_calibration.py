@@ -182,6 +182,17 @@ def test_costs_come_out_of_times_that_were_made_of_them():
         assert found[name] == pytest.approx(value), name
 
 
+def test_a_segment_of_a_link_is_as_many_pieces_as_reads(costs):
+    link = replace(costs, link_fixed_s=1e-5, link_bytes_per_s=1e9)
+    assert link.link_of_segments(2**20) == (pytest.approx(3e-5), pytest.approx(1e9))
+    packed = replace(link, store="record file")
+    assert packed.link_of_segments(2**20) == (pytest.approx(1e-5), pytest.approx(1e9))
+    fixed_s, rate = packed.link_of_segments(2**25)  # 32 pieces
+    assert fixed_s + 2**25 / rate == pytest.approx(32 * 1e-5 + 2**25 / 1e9, rel=0.01)
+    for change in ({"store": ""}, {"device": "cuda"}):
+        assert replace(link, **change).link_of_segments(2**25) == (1e-5, 1e9)
+
+
 # Keeping
 
 

@@ -24,8 +24,9 @@ from moerun.planning.link import measure_link
 
 Progress = Callable[[str, float], None]
 
-_TEXTS = 2  # the second one if the first took no longer than
-_FIRST_TEXT_S = 12.0
+_TEXTS = 4  # as many of them as begin before so many seconds
+_TEXTS_S = 12.0
+_MOST_TOKENS = 256  # whose times are kept
 # A text whose tokens take long ends after so many seconds of decoding, but not before so many
 # tokens of each phase.
 _DECODING_S = 20.0
@@ -142,17 +143,18 @@ def _generate(model: Model, length: int, routing: Routing, report: Progress) -> 
     numbers = random.Random(0)
     vocabulary = model.config["vocab_size"]
     begin = time.monotonic()
-    for text in range(_TEXTS):
-        if text and time.monotonic() - begin > _FIRST_TEXT_S:
+    num_texts = min(_TEXTS, _MOST_TOKENS // routing.num_tokens)
+    for text in range(num_texts):
+        if text and time.monotonic() - begin > _TEXTS_S:
             break
-        report("prompt", text / _TEXTS)
+        report("prompt", text / num_texts)
         prompt = [numbers.randrange(vocabulary) for _ in range(length)]
         room = model.context_length - length
         generation = model.generate(prompt, min(routing.num_tokens + 1, room), ignore_eos=True)
         next(generation)
         started = time.monotonic()
         for number, _ in enumerate(generation, 1):
-            report("decoding", (text + number / routing.num_tokens) / _TEXTS)
+            report("decoding", (text + number / routing.num_tokens) / num_texts)
             is_long = time.monotonic() - started > _DECODING_S
             if is_long and number >= routing.first_mixed + _FEWEST_TOKENS:
                 break

@@ -126,10 +126,11 @@ class CostModel:
         """Return what moving a segment takes, however small, and the rate besides.
 
         A segment is read in pieces: from a checkpoint in one or more for each of its three
-        matrices, from a record file in one or more in all. Without a store, it is one piece.
+        matrices, from a record file in one or more in all. Copied to a device, or where the store
+        is not known, it is one piece.
         """
         reads = _READS.get(self.store, 0)
-        if reads == 0:
+        if reads == 0 or self.device != "cpu":
             return self.link_fixed_s, self.link_bytes_per_s
         if expert_bytes <= reads * _PIECE_BYTES:
             return reads * self.link_fixed_s, self.link_bytes_per_s

@@ -22,7 +22,7 @@ class Routing:
 
     First come tokens that bring the first experts of each layer into its slots; then some that use
     only these, with an idle link; the same while the link moves guesses that nobody uses; and last
-    some that use any experts, so that computing has to wait.
+    some that use others as well, so that computing has to wait.
 
     Attributes:
         phases: (T) which of these a token belongs to.
@@ -41,7 +41,7 @@ class Routing:
 
     @property
     def first_mixed(self) -> int:
-        """Number of the first token that uses any experts."""
+        """Number of the first token that uses others as well."""
         return int((self.phases != _MIXED).sum())
 
     @classmethod
@@ -63,8 +63,14 @@ class Routing:
                 if phase == _SWEEP:
                     used[token, layer] = (token * top_k + np.arange(top_k)) % held
                 else:
-                    among = num_experts if phase == _MIXED else held
-                    used[token, layer] = numbers.permutation(among)[:top_k]
+                    used[token, layer] = numbers.permutation(held)[:top_k]
+                if phase == _MIXED:
+                    # Half of them are any, so that about as many are missing as of real texts.
+                    kept = used[token, layer, : top_k // 2]
+                    others = np.setdiff1d(np.arange(num_experts), kept)
+                    used[token, layer, top_k // 2 :] = numbers.permutation(others)[
+                        : top_k - top_k // 2
+                    ]
                 resident = used[token, layer] if phase == _IDLE else np.arange(top_k)
                 absent = held + numbers.permutation(num_experts - held)[:top_k]
                 guesses = absent if phase == _BUSY and len(absent) == top_k else resident
