@@ -29,14 +29,7 @@ from plans_report import report
 from synthetic_routing import Source, synthetic_routing, write_trace
 
 import moerun
-from moerun.planning import (
-    CostModel,
-    Geometry,
-    LayerCurves,
-    Plan,
-    layer_curves,
-    make_plan,
-)
+from moerun.planning import CostModel, Geometry, Plan, find_plan
 
 # The layers take these in turn.
 KINDS = {
@@ -105,12 +98,14 @@ class Routing:
 
     Attributes:
         file: ids and predictions for `measure`.
-        curves: hit rates, from the tokens before those.
+        known: trace of the tokens before those.
+        decoded: trace of those.
         sources: of the layers.
     """
 
     file: Path
-    curves: LayerCurves
+    known: moerun.Trace
+    decoded: moerun.Trace
     sources: list[str]
 
 
@@ -125,16 +120,19 @@ def make_routing(
     predicted = predictions_of(by_token.astype(np.int32), experts, accuracy, seed + 1)
     file = folder / "routing.npz"
     np.savez(file, ids=by_token[plan_tokens:].astype(np.int32), predicted=predicted[plan_tokens:])
-    known = predicted[:plan_tokens].transpose(1, 0, 2)[None].astype(np.uint16)
-    trace = write_trace(
-        folder / "known.safetensors",
-        ids[:, :, :plan_tokens],
-        experts,
-        known,
-        geometry.moe_layers,
-    )
-    with trace:
-        return Routing(file, layer_curves(trace, "lcp"), names)
+    guesses = predicted.transpose(1, 0, 2)[None].astype(np.uint16)
+    parts = {"known": slice(0, plan_tokens), "decoded": slice(plan_tokens, None)}
+    traces = [
+        write_trace(
+            folder / f"{name}.safetensors",
+            ids[:, :, part],
+            experts,
+            guesses[:, :, part],
+            geometry.moe_layers,
+        )
+        for name, part in parts.items()
+    ]
+    return Routing(file, *traces, names)
 
 
 def costs_of(
@@ -153,8 +151,28 @@ def costs_of(
     )
 
 
-def plan_for(curves: LayerCurves, costs: CostModel, geometry: Geometry, budget: int) -> Plan:
-    return make_plan(curves, costs, geometry, budget)
+def simulated(
+    checkpoint: Path,
+    plan_file: Path,
+    plan: Plan,
+    routing: Routing,
+    costs: CostModel,
+    pack: Path,
+    warm_up: int,
+) -> dict[str, float]:
+    """What the simulator says of the very tokens that are decoded, with a cache that starts empty.
+
+    The hit rate is of all of them: a simulation has no middle from which to count.
+    """
+    found = moerun.simulate(
+        routing.decoded,
+        checkpoint,
+        costs=costs,
+        plan=plan_file,
+        pack=pack,
+        prefetch="auto" if plan.prefetch == "auto" else False,
+    )
+    return {"tpot_ms": 1e3 * float(found.token_s[warm_up:].mean())}
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -194,6 +212,7 @@ def run(
     checkpoint: Path,
     budgets: list[str],
     plan_of: Callable[[int], Plan],
+    simulate: Callable[[Plan], dict[str, float]],
     decoded: tuple[str, int, int],
     options: dict[str, Any],
     repeats: int,
@@ -226,7 +245,10 @@ def run(
         row |= median_of(own_runs) | {"predicted": None, "layers": None}
         if cache == PLANNED:
             row["layers"] = [(each.slots, each.split) for each in plan.layers]
-            row = with_errors(row | {"predicted": plan.predicted.as_dict()})
+            plan_file.write_text(plan.to_json())
+            row |= {"predicted": plan.predicted.as_dict(), "simulated": simulate(plan)}
+            row |= {"policy": plan.policy}
+            row = with_errors(row)
         rows.append(row)
     return rows
 
@@ -236,6 +258,7 @@ def with_errors(row: dict[str, Any]) -> dict[str, Any]:
     errors = {}
     for name in ("tpot_ms", "hit_rate"):
         errors[name] = row["predicted"][name] / row[name] - 1 if row[name] else None
+    errors["simulated_tpot_ms"] = row["simulated"]["tpot_ms"] / row["tpot_ms"] - 1
     return row | {"errors": errors}
 
 
@@ -322,14 +345,19 @@ def main(
         return
     load_before = os.getloadavg()[0]
     with places(checkpoint, like, layers, folder, pack_folder) as (model, pack, temporary):
-        geometry = Geometry.of_model(model, "cpu")
+        geometry = Geometry.of_model(model, "cpu", pack)
         routing = make_routing(temporary, geometry, plan_tokens, warm_up + tokens, accuracy, seed)
         context = len(PROMPT) + warm_up + tokens // 2
         cost_model = costs_of(model, costs, pack, threads, context)
         rows = run(
             model,
             list(budgets),
-            lambda budget: plan_for(routing.curves, cost_model, geometry, budget),
+            lambda budget: find_plan(
+                routing.known, model, costs=cost_model, budget_bytes=budget, pack=pack
+            )[0],
+            lambda plan: simulated(
+                model, temporary / "plan.json", plan, routing, cost_model, pack, warm_up
+            ),
             (str(routing.file), warm_up, tokens),
             {"threads": threads, "pack_folder": str(pack)},
             repeats,

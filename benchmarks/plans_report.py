@@ -28,19 +28,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def table_of_plans(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| budget | slots x split of each layer | hits predicted | measured | error "
-        "| TPOT predicted | measured | error |",
-        "|" + "---|" * 8,
+        "| budget | policy, slots x split of each layer | hits predicted | measured | points "
+        "| TPOT predicted | measured | error | simulated on the same tokens | error |",
+        "|" + "---|" * 10,
     ]
     for row in rows:
         if (predicted := row["predicted"]) is None:
             continue
         layers = ", ".join(f"{slots} x {split:.2g}" for slots, split in row["layers"])
         errors = {k: "-" if v is None else f"{v:+.1%}" for k, v in row["errors"].items()}
+        points = 100 * (predicted["hit_rate"] - row["hit_rate"])
         lines.append(
-            f"| {row['budget']} | {layers} | {predicted['hit_rate']:.1%} | {row['hit_rate']:.1%} | "
-            f"{errors['hit_rate']} | {predicted['tpot_ms']:.4g} ms | {row['tpot_ms']:.4g} ms | "
-            f"{errors['tpot_ms']} |"
+            f"| {row['budget']} | {row['policy']}, {layers} | {predicted['hit_rate']:.1%} | "
+            f"{row['hit_rate']:.1%} | {points:+.1f} | {predicted['tpot_ms']:.4g} ms | "
+            f"{row['tpot_ms']:.4g} ms | {errors['tpot_ms']} | "
+            f"{row['simulated']['tpot_ms']:.4g} ms | {errors['simulated_tpot_ms']} |"
         )
     return "\n".join(lines)
 

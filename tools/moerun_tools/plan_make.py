@@ -153,12 +153,13 @@ def _modelled(
     from moerun.planning import Trial, layer_curves, make_plan, uniform_plan
 
     found = []
+    ahead = bool(options["prefetch"])
     for policy in policies:
         problem = (layer_curves(trace, policy), costs, geometry, budget)
-        found.append(Trial.of("planned", make_plan(*problem, split=split, **options)))
+        found.append(Trial.of("planned", ahead, make_plan(*problem, split=split, **options)))
         share = 1.0 if split is None else split
         name = f"uniform, split {share:g}"
-        found.append(Trial.of(name, uniform_plan(*problem, share, **options)))
+        found.append(Trial.of(name, ahead, uniform_plan(*problem, share, **options)))
     found.sort(key=lambda trial: trial.modelled_tpot_ms)
     return found[0].plan, found
 
@@ -185,7 +186,7 @@ def _facts(
             {
                 "name": trial.name,
                 "policy": trial.plan.policy,
-                "prefetch": trial.plan.prefetch,
+                "prefetch": trial.prefetch,
                 "modelled_tpot_ms": trial.modelled_tpot_ms,
                 **trial.plan.predicted.as_dict(),
             }
@@ -213,7 +214,7 @@ def _as_text(plan: Plan, trials: list[Trial], total: int, is_tried: bool) -> str
             (
                 trial.name,
                 trial.plan.policy,
-                trial.plan.prefetch,
+                "on" if trial.prefetch else "off",
                 percent(predicted.hit_rate),
                 milliseconds(predicted.tpot_ms),
                 milliseconds(predicted.stalled_ms),

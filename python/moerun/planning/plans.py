@@ -164,7 +164,8 @@ def make_plan(
         costs: times on the machine.
         geometry: sizes of the model.
         budget_bytes: for slots and staging ring together.
-        prefetch: whether the cache may read ahead; it does where that is predicted to be faster.
+        prefetch: whether the cache may read ahead. What is predicted is with it or without,
+            whichever is faster: the cache finds that out by itself.
         split: one split for all layers; None lets the planner choose each layer's.
         prompt_tokens: length of the prompt of the predicted time to first token.
         prefill_chunk: as of `Model.load`.
@@ -308,7 +309,7 @@ class Problem:
         return Plan(
             model=geometry.model,
             policy=curves.policy,
-            prefetch="auto" if choice.prefetch else "off",
+            prefetch="auto" if self.prefetch else "off",
             budget_bytes=budget,
             arena_bytes=planner.bytes_of(settings) + geometry.ring_bytes,
             is_resident=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from moerun.arguments import check_int
@@ -28,18 +28,20 @@ class Trial:
 
     Attributes:
         name: what it is: "planned", or one of the simple configurations.
+        prefetch: whether the simulation read ahead.
         plan: its configuration, with what the simulation found as `predicted`.
         modelled_tpot_ms: what the cost model had expected.
     """
 
     name: str
+    prefetch: bool
     plan: Plan
     modelled_tpot_ms: float
 
     @classmethod
-    def of(cls, name: str, plan: Plan) -> Trial:
+    def of(cls, name: str, prefetch: bool, plan: Plan) -> Trial:
         """Return what the cost model says of a plan; nothing has been simulated."""
-        return cls(name, plan, plan.predicted.tpot_ms)
+        return cls(name, prefetch, plan, plan.predicted.tpot_ms)
 
 
 def find_plan(
@@ -105,8 +107,8 @@ def find_plan(
                 f"every expert fits in {budget} bytes (they are {geometry.total_bytes}): there is "
                 "nothing to plan"
             )
-        for name, plan in _candidates(problem, budget, split):
-            trials.setdefault(_key(plan), Trial.of(name, plan))
+        for trial in _candidates(problem, budget, split):
+            trials.setdefault(_key(trial), trial)
     # The simulations take the time: those of which the cost model expects nothing are left out.
     wanted = sorted(trials.values(), key=lambda trial: trial.modelled_tpot_ms)
     limit = 1.25 * wanted[0].modelled_tpot_ms
@@ -123,20 +125,17 @@ def find_plan(
     return tried[0].plan, tried
 
 
-def _candidates(problem: Problem, budget: int, split: float | None) -> list[tuple[str, Plan]]:
+def _candidates(problem: Problem, budget: int, split: float | None) -> Iterator[Trial]:
     slot_bytes = budget - problem.geometry.ring_bytes
-    found: list[tuple[str, Plan]] = []
     for prefetch, planner in problem.planners.items():
-        only = {prefetch: planner}
-        found.append(("planned", problem.plan(best_of(only, _dividing(slot_bytes)), budget)))
-        splits = _UNIFORM_SPLITS if split is None else (split,)
-        for each in splits:
-            choice = best_of(only, _uniform(slot_bytes, each))
-            found.append((f"uniform, split {each:g}", problem.plan(choice, budget)))
+        made = {"planned": _dividing(slot_bytes)}
+        for each in _UNIFORM_SPLITS if split is None else (split,):
+            made[f"uniform, split {each:g}"] = _uniform(slot_bytes, each)
         if prefetch and split is None:
-            choice = best_of(only, _uniform(slot_bytes, 0.0))
-            found.append(("prefetch only", problem.plan(choice, budget)))
-    return found
+            made["prefetch only"] = _uniform(slot_bytes, 0.0)
+        for name, make in made.items():
+            choice = best_of({prefetch: planner}, make)
+            yield Trial.of(name, prefetch, problem.plan(choice, budget))
 
 
 def _dividing(slot_bytes: int) -> Callable[..., Settings]:
@@ -147,10 +146,11 @@ def _uniform(slot_bytes: int, split: float) -> Callable[..., Settings]:
     return lambda planner: planner.uniform(slot_bytes, split)
 
 
-def _key(plan: Plan) -> str:
-    """Return what two plans that do the same have in common."""
+def _key(trial: Trial) -> str:
+    """Return what two trials that do the same have in common."""
+    plan = trial.plan
     layers = [(layer.slots, layer.split, layer.experts) for layer in plan.layers]
-    return repr((plan.policy if any(slots for slots, *_ in layers) else "", plan.prefetch, layers))
+    return repr((plan.policy if any(slots for slots, *_ in layers) else "", trial.prefetch, layers))
 
 
 def _first(trace: Trace, max_tokens: int) -> list[SequenceRouting]:
@@ -181,7 +181,7 @@ def _simulated(
             costs=costs,
             plan=file,
             pack=pack,
-            prefetch=plan.prefetch != "off",
+            prefetch=trial.prefetch,
         )
     tokens = len(found.token_s)
     total = found.cache["total"]
