@@ -177,7 +177,7 @@ def test_what_was_not_measured_is_said(folder, trace):
 
 def test_without_predictions_the_guesses_are_assumed(folder, trace):
     bare = folder / "bare.safetensors"
-    record(bare, "--length", "16", "--samples", "1")
+    record(bare, "--length", "32", "--samples", "1")
     curve = ("curve", "--points", "3", *SIMPLE)
     assert "--with-prefetch" in run(*curve, "--trace", bare).stdout
     assert "prefetch is right" in as_json(run(*curve, "--trace", bare, "--json"))["assumed"][-1]
@@ -300,6 +300,19 @@ def test_what_cannot_be_planned_is_one_line(folder, trace, options, expected):
     path = folder / "never.json"
     assert_failed(run("make", "--trace", trace, *options, *SIMPLE, "-o", path), *expected)
     assert not path.exists()
+
+
+def test_a_trace_of_a_few_tokens_is_too_little(folder):
+    short = folder / "short.safetensors"
+    record(short, "--length", "16", "--samples", "1")
+    for command in (
+        ("curve",),
+        ("make", "--budget", "40%", "-o", folder / "no.json"),
+        ("make", "--budget", "40%", "-o", folder / "no.json", "--quick"),
+    ):
+        done = run(*command, "--trace", short, *SIMPLE)
+        assert_failed(done, "has 32 tokens", "record at least 64")
+    assert not (folder / "no.json").exists()
 
 
 def test_files_that_cannot_be_read_or_written_are_one_line(folder, trace, costs):

@@ -90,7 +90,7 @@ def test_the_plan_is_the_fastest_of_those_tried(trace, curves, tmp_path, pack):
 
 def test_without_guesses_there_is_no_prefetch(default_path, tmp_path):
     path = random_trace(
-        tmp_path / "t.safetensors", lengths=(60,), layers=8, experts=32, top_k=4, moe_layers=None
+        tmp_path / "t.safetensors", lengths=(80,), layers=8, experts=32, top_k=4, moe_layers=None
     )
     with Trace.open(path) as bare:
         budget = Geometry.of_model(default_path).total_bytes // 3

@@ -47,6 +47,7 @@ class LayerCurves:
         absent: (L, k, E + 1) share of tokens whose r-th expert named in advance has no slot; None
             if that was not measured.
         absent_right: (L, k, E + 1) and is used; None if that was not measured.
+        num_tokens: of the trace; 0 if that is not known.
     """
 
     model: str
@@ -64,6 +65,7 @@ class LayerCurves:
     optimal_missing: NDArray[np.float64] | None = None
     absent: NDArray[np.float64] | None = None
     absent_right: NDArray[np.float64] | None = None
+    num_tokens: int = 0
 
 
 def layer_curves(
@@ -186,6 +188,7 @@ def curves_of(
         optimal_missing=ideal.missing / tokens,
         absent=live.absent / tokens if guessed else None,
         absent_right=live.absent_right / tokens if guessed else None,
+        num_tokens=tokens,
     )
 
 

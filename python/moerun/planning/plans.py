@@ -22,6 +22,9 @@ Settings = list[tuple[int, int]]  # slots and records of a top segment, for each
 Planners = dict[bool, _moerun.Planner]
 
 
+LEAST_TOKENS = 64  # of a trace
+
+
 @dataclass(frozen=True)
 class Choice:
     """Settings of all layers, and whether to prefetch; `seconds` a token are predicted."""
@@ -372,6 +375,11 @@ def _check_same_model(curves: LayerCurves, costs: CostModel, geometry: Geometry)
                 f"the trace is of another model: its {name} is {shown(of_trace)}, that of "
                 f"{geometry.model} is {shown(of_model)}"
             )
+    if 0 < curves.num_tokens < LEAST_TOKENS:
+        raise InvalidArgumentError(
+            f"the trace has {curves.num_tokens} tokens, which says too little about a cache: "
+            f"record at least {LEAST_TOKENS}, better some thousands"
+        )
     if costs.num_layers != len(geometry.moe_layers):
         raise InvalidArgumentError(
             f"the costs are of another model: they have {costs.num_layers} layers with experts, "
