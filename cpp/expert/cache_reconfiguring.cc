@@ -85,6 +85,10 @@ std::vector<ExpertCache::Kept> ExpertCache::choose_kept(const CacheLayout& next)
 
 // All slots are empty then.
 void ExpertCache::adopt(const CacheLayout& next) {
+  for (LayerState& layer : layers_) {  // before anything can throw
+    std::fill(layer.slot_of_expert.begin(), layer.slot_of_expert.end(), kNone);
+    layer.expert_of_slot.clear();
+  }
   const std::size_t budget_bytes = layout_.budget_bytes;
   layout_ = next;
   layout_.budget_bytes = budget_bytes;  // what was granted
@@ -97,7 +101,6 @@ void ExpertCache::adopt(const CacheLayout& next) {
     layer.slots = slots;
     slots += to.num_slots * to.slot_bytes;
     layer.expert_of_slot.assign(to.num_slots, kNone);
-    std::fill(layer.slot_of_expert.begin(), layer.slot_of_expert.end(), kNone);
     if (layout_.policy == "static") {  // another list
       PolicyParams params;
       params.static_experts = to.static_experts;
@@ -171,6 +174,9 @@ Reconfiguration ExpertCache::reconfigure(const CacheLayout& next,
   settle_transfers();
   Reconfiguration changes;
   std::vector<Kept> kept = choose_kept(next);
+  std::vector<std::vector<bool>> stays;  // [layer][expert]
+  for (const LayerState& layer : layers_) stays.emplace_back(layer.slot_of_expert.size(), false);
+  for (const Kept& each : kept) stays[each.layer_index][each.expert] = true;
   {
     const std::lock_guard lock(stats_mutex_);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -180,11 +186,8 @@ Reconfiguration ExpertCache::reconfigure(const CacheLayout& next,
           {to.layer, before.num_slots, to.num_slots, before.split, to.split, 0, 0, 0});
       for (const std::size_t expert : layers_[i].expert_of_slot) {
         if (expert == kNone) continue;
-        const bool stays = std::any_of(kept.begin(), kept.end(), [&](const Kept& each) {
-          return each.layer_index == i && each.expert == expert;
-        });
-        ++(stays ? changes.layers[i].kept : changes.layers[i].dropped);
-        if (!stays) note(CacheEventKind::evict, layers_[i], expert);
+        ++(stays[i][expert] ? changes.layers[i].kept : changes.layers[i].dropped);
+        if (!stays[i][expert]) note(CacheEventKind::evict, layers_[i], expert);
       }
     }
     adopt(next);

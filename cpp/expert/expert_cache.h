@@ -229,6 +229,7 @@ class ExpertCache {
                   std::vector<SlotFill>& fills) const;
   std::uint64_t fill(std::span<const SlotFill> fills, const std::function<void()>& while_waiting);
   void check_idle(const char* what) const;
+  void wait_for_empty_ring(const std::function<void()>& while_waiting);
   void check_next(const CacheLayout& next) const;
   void settle_transfers();
   std::vector<Kept> choose_kept(const CacheLayout& next) const;

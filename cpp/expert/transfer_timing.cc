@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -11,8 +12,18 @@ namespace {
 
 // How often a wait looks whether it should end.
 constexpr std::chrono::milliseconds kInterval{100};
+constexpr std::size_t kAsked = 65536;  // times
 
 }  // namespace
+
+// Who read for something dropped may hold its blocks for a moment longer.
+void ExpertCache::wait_for_empty_ring(const std::function<void()>& while_waiting) {
+  for (;;) {
+    const std::uint64_t seen = progress_.now();
+    if (ring_->try_take(layout_.num_blocks)) return;
+    if (!engine_->wait(progress_, seen, kInterval) && while_waiting) while_waiting();
+  }
+}
 
 TransferTiming ExpertCache::measure_transfers(std::size_t layer,
                                               std::span<const std::size_t> experts,
@@ -31,26 +42,32 @@ TransferTiming ExpertCache::measure_transfers(std::size_t layer,
   for (const Prefetched& each : prefetched_) engine_->drain(each.transfer);  // the link is idle
   drop_all_prefetched();
 
+  const std::size_t blocks = (state.num_records - first_record + state.block_records - 1) /
+                             std::max<std::size_t>(1, state.block_records);
+  if (blocks * experts.size() > layout_.num_blocks) {
+    throw InvalidArgument(message("experts: the staging ring holds only ",
+                                  layout_.num_blocks / blocks, " of these ", experts.size()));
+  }
+  wait_for_empty_ring(while_waiting);
+
   TransferTiming timing;
   std::vector<std::shared_ptr<Transfer>> transfers;
   const double begin = clock_.now();
   for (const std::size_t expert : experts) {
     auto transfer = submit(state, expert, first_record, std::nullopt, Urgency::demand);
-    if (!transfer) {
-      for (const auto& each : transfers) engine_->drain(each);
-      throw InvalidArgument(message("experts: the staging ring holds only ", transfers.size(),
-                                    " of these ", experts.size()));
-    }
+    if (!transfer) throw Error("the staging ring was empty and has no room");
     transfers.push_back(std::move(transfer));
   }
   try {
     for (const auto& transfer : transfers) {
-      for (;;) {
+      for (std::size_t round = 1;; ++round) {
         const std::uint64_t seen = progress_.now();
         if (engine_->is_complete(*transfer)) break;
-        // Nobody announces what a device has done: it is asked all the time.
-        if (engine_->has_silent_progress()) continue;
-        if (!engine_->wait(progress_, seen, kInterval) && while_waiting) while_waiting();
+        // Nobody announces what a device has copied: it is asked all the time.
+        const bool asks = copies_ != nullptr;
+        const bool is_long = asks ? round % kAsked == 0
+                                  : !engine_->wait(progress_, seen, kInterval);
+        if (is_long && while_waiting) while_waiting();
       }
     }
   } catch (...) {

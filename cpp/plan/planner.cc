@@ -354,6 +354,10 @@ double Planner::prompt_seconds(const std::vector<CacheSetting>& settings, std::s
 }
 
 std::size_t Planner::bytes_of(const std::vector<CacheSetting>& settings) const {
+  if (settings.size() != problem_.layers.size()) {
+    throw InvalidArgument(message("settings: expected one for each of ", problem_.layers.size(),
+                                  " layers, found ", settings.size()));
+  }
   std::size_t bytes = 0;
   for (std::size_t l = 0; l < settings.size(); ++l) {
     bytes += settings[l].num_slots * settings[l].top_records * problem_.layers[l].record_bytes;

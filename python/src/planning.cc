@@ -132,6 +132,7 @@ std::unique_ptr<Planner> make_planner(
     problem.layers.push_back(std::move(layer));
   }
   set_windows(problem.layers, head_s);
+  const py::gil_scoped_release release;
   return std::make_unique<Planner>(std::move(problem), split);
 }
 
