@@ -55,7 +55,10 @@ def save_plan(
             raise FileError(f"cannot store the plan in {target}: {error.strerror}") from error
     else:
         target = Path(path).expanduser()
-    replace_file(target, (json.dumps(_as_plan(model, cache, identity), indent=2) + "\n").encode())
+    plan = _as_plan(model, cache, identity)
+    if path is None:
+        plan.pop("prefetch", None)  # the next run says itself whether it may read ahead
+    replace_file(target, (json.dumps(plan, indent=2) + "\n").encode())
     return target
 
 
