@@ -106,21 +106,28 @@ def dry_run(
         As `Model.load`.
     """
     folder_of(pack)
+    directory = resolve_model(path)
+    stored = None
     if plan == "auto":
         from moerun.planning.stored_plans import start_of_auto
 
-        plan = start_of_auto(
-            resolve_model(path), device, threads, context_length, expert_budget, policy, split, pack
+        plan, stored = (
+            None,
+            start_of_auto(
+                directory, device, threads, context_length, expert_budget, policy, split, pack
+            ),
         )
-        if plan is not None:
-            expert_budget, policy = None, None
     options = {
         **machine_options(device, threads, context_length),
         **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),
     }
-    directory = resolve_model(path)
     check_plan_model(options.get("plan"), directory)
-    return _moerun.dry_run(str(directory), **options)
+    found = _moerun.dry_run(str(directory), **options)
+    if stored is not None:  # its slots, in memory as large as without it
+        planned = dry_run(directory, device, threads, context_length, plan=stored)
+        if planned["arena_bytes"] <= found["arena_bytes"]:
+            found |= {name: planned[name] for name in ("slot_bytes", "layers")}
+    return found
 
 
 def _named(name: str, value: Any) -> str:

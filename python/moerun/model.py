@@ -120,15 +120,16 @@ class Model(CacheControl):
                 exclude each other.
         """
         directory = resolve_model(path)
-        is_auto = plan == "auto"
+        is_auto, stored = plan == "auto", None
         if is_auto:
             from moerun.planning.stored_plans import start_of_auto
 
-            plan = start_of_auto(
-                directory, device, threads, context_length, expert_budget, policy, split, pack
+            plan, stored = (
+                None,
+                start_of_auto(
+                    directory, device, threads, context_length, expert_budget, policy, split, pack
+                ),
             )
-            if plan is not None:
-                expert_budget, policy = None, None
         options = {
             **machine_options(device, threads, context_length),
             "prefill_chunk": check_int("prefill_chunk", prefill_chunk, 1),
@@ -148,8 +149,10 @@ class Model(CacheControl):
         model._pack = pack
         if is_auto and native.stats()["cache"]["state"] == "cached":
             from moerun.planning.online import OnlinePlanner
+            from moerun.planning.stored_plans import has_taken
 
-            model._planner = OnlinePlanner(model, pack=pack, from_stored=plan is not None)
+            from_stored = stored is not None and has_taken(model, stored)
+            model._planner = OnlinePlanner(model, pack=pack, from_stored=from_stored)
         return model
 
     @property

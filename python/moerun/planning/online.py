@@ -91,6 +91,8 @@ class OnlinePlanner:
         self._costs = costs or find_costs(self._geometry.model_id, model.device, pack=pack)
         self._from_stored = from_stored
         self._every = every
+        # Of the caller: what the last plan chose is not for ever.
+        self._may_prefetch = model.stats()["cache"]["prefetch"] != "off"
         self._last_token = 0
         self._hysteresis = Hysteresis()
         self._lock = threading.Lock()
@@ -141,8 +143,7 @@ class OnlinePlanner:
             reason = "times are not known: run moe-plan calibrate once"
             return Decision(tokens, None, None, False, reason)
         curves = self._curves(cache["policy"], window)
-        ahead = cache["prefetch"] != "off"
-        problem = Problem(curves, costs, self._geometry, ahead, None, 512, 512)
+        problem = Problem(curves, costs, self._geometry, self._may_prefetch, None, 512, 512)
         now = self._settings(cache)
         present = best_of(problem.planners, lambda _: now)
         slot_bytes = cache["arena_bytes"] - cache["ring_bytes"]

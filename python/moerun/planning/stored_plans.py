@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moerun.cache_options import dry_run
-from moerun.errors import FileError, InvalidArgumentError, MoerunError
+from moerun.errors import FileError, InvalidArgumentError, MoerunError, OutOfMemoryError
 from moerun.packs import folder_of
 from moerun.planning.identity import model_id
 from moerun.planning.stored_costs import costs_folder
@@ -55,7 +55,10 @@ def save_plan(
             raise FileError(f"cannot store the plan in {target}: {error.strerror}") from error
     else:
         target = Path(path).expanduser()
-    replace_file(target, (json.dumps(_as_plan(model, cache, identity), indent=2) + "\n").encode())
+    plan = _as_plan(model, cache, identity)
+    if path is None:
+        plan.pop("prefetch", None)  # the next run says itself whether it may read ahead
+    replace_file(target, (json.dumps(plan, indent=2) + "\n").encode())
     return target
 
 
@@ -127,6 +130,22 @@ def start_of_auto(
     except MoerunError:  # of another version, or damaged: it will be written again
         return None
     return found
+
+
+def has_taken(model: Model, stored: Path) -> bool:
+    """Give a model that was loaded without a plan the stored one; tell whether it fits.
+
+    Loaded with the plan itself, the cache would never again have more memory than the plan uses,
+    which may be less than the budget.
+
+    Raises:
+        FileError: experts cannot be read.
+    """
+    try:
+        model.reconfigure(stored)
+    except OutOfMemoryError:  # made for other layers' rounding; it will be written again
+        return False
+    return True
 
 
 def _as_plan(model: Model, cache: dict[str, Any], identity: str) -> dict[str, Any]:
