@@ -43,6 +43,11 @@ std::vector<std::vector<std::size_t>> ExpertCache::residents() const {
   return residents;
 }
 
+std::uint64_t ExpertCache::decode_tokens() const {
+  const std::lock_guard lock(stats_mutex_);
+  return decode_tokens_;
+}
+
 RoutingHistory ExpertCache::routing_history() const {
   const std::lock_guard lock(stats_mutex_);
   return window_.copy();

@@ -58,19 +58,19 @@ std::vector<std::size_t> expert_ids(const ConfigReader& layer, std::string_view 
 
 void check_warm(const PlannedLayer& planned, const ConfigReader& layer, const std::string& policy) {
   if (planned.warm.empty()) return;
-  if (policy == "off") layer.fail("warm", "policy off caches nothing, expected no experts");
+  if (policy == "off") layer.fail("warm", "no experts (policy off caches nothing)");
   if (policy == "static") {
-    layer.fail("warm", "with policy static, experts lists those that get slots; leave warm out");
+    layer.fail("warm", "no list (with policy static, experts says which get slots)");
   }
   if (planned.warm.size() > planned.num_slots) {
-    layer.fail("warm", message("expected at most ", planned.num_slots,
+    layer.fail("warm", message("at most ", planned.num_slots,
                                " experts, one a slot, found ", planned.warm.size()));
   }
   auto sorted = planned.warm;
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
   if (twice != sorted.end()) {
-    layer.fail("warm", message("expected every expert once, found ", *twice, " twice"));
+    layer.fail("warm", message("every expert once, found ", *twice, " twice"));
   }
 }
 

@@ -129,6 +129,7 @@ class ExpertCache {
   void finish_token(double seconds);
 
   CacheStats stats() const;
+  std::uint64_t decode_tokens() const;
 
   // Moves the parts from `first_record` on of these experts of a layer into the ring, asked for all
   // at once as a layer's demand is, waits for them, and forgets them; what was prefetched is

@@ -65,8 +65,8 @@ TransferTiming ExpertCache::measure_transfers(std::size_t layer,
         if (engine_->is_complete(*transfer)) break;
         // Nobody announces what a device has copied: it is asked all the time.
         const bool asks = copies_ != nullptr;
-        const bool is_long = asks ? round % kAsked == 0
-                                  : !engine_->wait(progress_, seen, kInterval);
+        const bool is_long =
+            asks ? round % kAsked == 0 : !engine_->wait(progress_, seen, kInterval);
         if (is_long && while_waiting) while_waiting();
       }
     }

@@ -56,6 +56,11 @@ class CacheControl:
     def _open(self) -> _moerun.Model:
         raise NotImplementedError
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        raise NotImplementedError
+
     def cache_events(self) -> list[CacheEvent]:
         """Return what happened in the expert cache, in order, if it was loaded with cache_events.
 

@@ -55,19 +55,22 @@ class Generation(Iterator[int]):
         self._reason_of_token.update(dict.fromkeys(stop_token_ids, "stop"))
         self._stop_strings = stop_strings
         self._reason_at_end = reason_at_limit
-        self._at_end = at_end
+        self._at_end: Callable[[], None] | None = at_end
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> int:
         if self._native is None:
+            at_end, self._at_end = self._at_end, None
+            if at_end is not None:  # not before: the last token has been handed out
+                at_end()
             raise StopIteration
         try:
             token_id = next(self._native)
         except StopIteration:
             self._finish(self._reason_at_end)
-            raise
+            return next(self)
         reason = self._reason_of_token.get(token_id)
         if reason is not None:
             self._reason_at_end = reason
@@ -78,4 +81,3 @@ class Generation(Iterator[int]):
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
         self._native = None
-        self._at_end()

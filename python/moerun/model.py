@@ -237,6 +237,7 @@ class Model(CacheControl):
             MissingFileError: `stop` has a string, and the model has no tokenizer.json.
         """
         native = self._open()
+        self._plan_again()  # where the last text was not asked for to its end
         prompt = self._check_prompt(token_ids, self.context_length - 1, "leave room to continue")
         room = self.context_length - len(prompt)
         if max_new_tokens is not None:
@@ -367,6 +368,11 @@ class Model(CacheControl):
             "finish_reason": None if last is None else last.finish_reason,
             "plan": None if self._planner is None else self._planner.as_dict(),
         }
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._native is None
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used afterwards. Closing twice is fine."""

@@ -5,6 +5,8 @@
 #include "bindings.h"
 #include "device/cpu/bandwidth.h"
 #include "device/cuda_bandwidth.h"
+#include "device/cuda_query.h"
+#include "model/device_choice.h"
 #include "model/stats.h"
 #if defined(MOERUN_CUDA_HOST)
 #include "host/host_backend.h"
@@ -42,6 +44,12 @@ void register_info(py::module_& module) {
 #else
   module.attr("DEVICES") = py::make_tuple("auto", "cpu", "cuda");
 #endif
+  module.def(
+      "choose_device",
+      [](const std::string& requested) {
+        return requested == "cuda-host" ? requested : choose_device(requested, query_cuda()).device;
+      },
+      py::arg("requested"));
   module.def("build_info", [] { return from_json(build_info_json()); });
   module.def(
       "model_config",

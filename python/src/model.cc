@@ -234,6 +234,12 @@ void register_model(py::module_& module) {
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("seed"), py::arg("stop_token_ids"))
       .def("stats", [](const PythonModel& self) { return from_json(stats_json(*self.get())); })
+      .def("decode_tokens",
+           [](const PythonModel& self) {
+             const auto model = self.get();
+             const ExpertCache* cache = model->expert_cache();
+             return cache == nullptr ? 0 : cache->decode_tokens();
+           })
       .def("reconfigure", &reconfigure, py::arg("plan"), py::arg("plan_text") = "")
       .def("residents", &residents)
       .def("routing_window", &routing_window)

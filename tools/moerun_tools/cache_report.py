@@ -89,7 +89,9 @@ def _plan_line(plan: dict[str, Any]) -> str:
     start = "from a stored plan" if plan["started_from"] == "stored" else "without a stored plan"
     text = f"plan auto, {start}: planned {plan['planned']} times, changed {plan['changed']}"
     last = plan["last"]
-    return text if last is None else f"{text}; last at token {last['at_token']}: {last['reason']}"
+    if last is None:
+        return f"{text}; it plans after every {plan['every']:,} tokens of a model that stays loaded"
+    return f"{text}; last at token {last['at_token']}: {last['reason']}"
 
 
 def cache_table(cache: dict[str, Any]) -> str:

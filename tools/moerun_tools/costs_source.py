@@ -62,11 +62,10 @@ def costs_from_store(model: str | None, device: str, pack: bool) -> CostModel:
     Raises:
         InvalidArgumentError: nothing was, or not by this version.
     """
-    from moerun import dry_run
     from moerun.errors import InvalidArgumentError
-    from moerun.planning import find_costs, model_id
+    from moerun.planning import stored_costs
 
-    costs = find_costs(model_id(model), dry_run(model, device)["device"], pack=pack)
+    costs = stored_costs(model, device, pack=pack)
     if costs is not None:
         return costs
     raise InvalidArgumentError(
@@ -86,4 +85,7 @@ def source_text(costs: CostModel) -> str:
     """Return what stored costs are of, in a few words."""
     threads = f"{costs.threads} thread{'' if costs.threads == 1 else 's'}"
     age = age_text(costs.measured_at)
-    return f"measured on this machine {age} ({costs.device}, {threads}, {costs.store})"
+    return (
+        f"measured on this machine {age} ({costs.device}, {threads}, {costs.store}, "
+        f"after {costs.context_tokens} tokens)"
+    )

@@ -32,9 +32,13 @@ def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
     ) as bar:
 
         def show(bytes_done: int, bytes_total: int) -> None:
-            if bar.total is not None and bytes_total != bar.total:  # a record file is written
-                bar.set_description("packing experts")
-                bar.reset(bytes_total)
+            if bar.total is not None and bytes_total != bar.total:
+                # A record file is written, or experts that a plan names come into the cache.
+                is_packing = bool(options.get("pack")) and bar.desc == "loading"
+                bar.set_description_str(
+                    "packing experts" if is_packing else "warming the cache", refresh=False
+                )
+                bar.n = bar.last_print_n = 0
             bar.total = bytes_total
             bar.update(bytes_done - bar.n)
 

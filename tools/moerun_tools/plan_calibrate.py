@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def calibrate_command(
     target = None if output is None else Path(output).expanduser()
     if target is not None:
         check_target(target, [])
+    load = os.getloadavg()[0]
     progress = _Progress()
     try:
         costs = calibrate(
@@ -116,14 +118,19 @@ def calibrate_command(
         )
     finally:
         progress.clear()
-    stored = store_costs(costs)
+    notes = _notes(costs, load)
     if target is not None:
         replace_file(target, (costs.to_json() + "\n").encode())
     if as_json:
-        write_out(json_line({**vars(costs), "stored": str(stored), "notes": _notes(costs)}))
+        stored = store_costs(costs)
+        write_out(json_line({**vars(costs), "stored": str(stored), "notes": notes}))
         return
-    write_out(_as_text(costs) + "".join(f"note: {note}\n" for note in _notes(costs)))
-    write_out(f"stored: {stored}\n" + ("" if output is None else f"costs: {output}\n"))
+    write_out(_as_text(costs) + "".join(f"note: {note}\n" for note in notes))
+    write_out("" if output is None else f"costs: {output}\n")
+    write_out(f"stored: {store_costs(costs)}\n")
+
+
+_BUSY = 0.5  # of one core
 
 
 class _Progress:
@@ -143,9 +150,14 @@ class _Progress:
             click.echo("\r\033[K", nl=False, err=True)
 
 
-def _notes(costs: CostModel) -> list[str]:
-    """Return what makes the figures doubtful."""
+def _notes(costs: CostModel, load: float) -> list[str]:
+    """Return what makes the figures doubtful; `load` is the load average before."""
     notes = []
+    if load > _BUSY:
+        notes.append(
+            f"the machine had other work (load average {load:.1f}), and times are those beside it; "
+            "measure again when it has none"
+        )
     if costs.direct_io is False:
         notes.append(
             "reads pass through the page cache here (direct reads are refused), so the link is "

@@ -13,6 +13,7 @@ from moerun_tools.plan_options import (
     assumed_guesses,
     assumed_line,
     cost_options,
+    few_tokens,
     model_options,
     plan_options,
 )
@@ -72,20 +73,20 @@ def curve_command(
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun import Trace, dry_run
+    from moerun import Trace
     from moerun.planning import Geometry, budget_curve, layer_curves
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
     geometry = Geometry.of_model(model, device, pack)
-    sizes = dry_run(model, device)
     cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     with Trace.open(trace) as opened:
         if target is not None:
             check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
         curves = layer_curves(opened, policy)
         assumed = given.assumed + assumed_guesses(opened, prefetch == "on")
+        assumed += few_tokens(opened.num_tokens)
     curve = budget_curve(
         curves,
         cost_model,
@@ -94,7 +95,7 @@ def curve_command(
         prefetch=prefetch == "on",
         split=split,
         prompt_tokens=prompt_tokens,
-        here_bytes=sizes["budget_bytes"],
+        here_bytes=None if given.other_machine else _room(model, device),
     )
     if target is not None:
         from moerun_tools.figures import draw
@@ -111,6 +112,17 @@ def curve_command(
     write_out(text + ("" if output is None else f"picture: {output}\n"))
 
 
+def _room(model: str | None, device: str) -> int | None:
+    """Return what there is room for on this machine; None where the model does not run."""
+    from moerun import dry_run
+    from moerun.errors import OutOfMemoryError
+
+    try:
+        return int(dry_run(model, device)["budget_bytes"])
+    except OutOfMemoryError:
+        return None
+
+
 def advice(curve: BudgetCurve, total: int) -> str:
     """Return one or two sentences: what to set, and what more memory would bring."""
     from moerun_tools.plan_table import budget_text, milliseconds
@@ -121,11 +133,19 @@ def advice(curve: BudgetCurve, total: int) -> str:
     first, knee, last = curve.points[0], curve.points[curve.knee], curve.points[-1]
     here = last if curve.here is None else curve.points[curve.here]
     if first.plan.predicted.tpot_ms <= last.plan.predicted.tpot_ms * (1 + 1e-6):
-        return f"More memory saves no time: set --budget {first.budget_bytes}."
+        return f"More memory saves no time: set --expert-budget {first.budget_bytes}."
+    if here is last and curve.here is not None:
+        text = f"Every expert fits here, there is nothing to set: {time_of(last)}."
+        if curve.knee == 0:
+            return f"{text} There is no knee, all memory pays alike."
+        return (
+            f"{text} Where memory is scarce, most is gained up to --expert-budget "
+            f"{knee.budget_bytes}, {budget_text(knee.budget_bytes, total)}: {time_of(knee)}."
+        )
     if curve.knee == 0 or here.budget_bytes < knee.budget_bytes:
         text = (
-            f"Set as much as there is, --budget {here.budget_bytes} on this machine: "
-            f"{time_of(here)}"
+            f"Set as much as there is, --expert-budget {here.budget_bytes}"
+            f"{'' if curve.here is None else ' on this machine'}: {time_of(here)}"
         )
         if here is last:
             return f"{text}. There is no knee, all memory pays alike."
@@ -136,7 +156,7 @@ def advice(curve: BudgetCurve, total: int) -> str:
             f"{budget_text(knee.budget_bytes, total)}; beyond that it saves less."
         )
     return (
-        f"Set --budget {knee.budget_bytes}, {budget_text(knee.budget_bytes, total)}: "
+        f"Set --expert-budget {knee.budget_bytes}, {budget_text(knee.budget_bytes, total)}: "
         f"{time_of(knee)}, {milliseconds(last.plan.predicted.tpot_ms)} ms with all of them; "
         "beyond it, memory saves less time than up to there."
     )

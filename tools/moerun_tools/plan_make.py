@@ -15,6 +15,7 @@ from moerun_tools.plan_options import (
     assumed_line,
     budget_bytes,
     cost_options,
+    few_tokens,
     model_options,
     plan_options,
 )
@@ -93,7 +94,7 @@ def make_command(
 
     target = Path(output).expanduser()
     geometry = Geometry.of_model(model, device, pack)
-    size = budget_bytes(budget, geometry, model, device)
+    size = budget_bytes(budget, geometry, model)
     if size >= geometry.total_bytes:
         raise InvalidArgumentError(
             f"every expert fits in {budget} (they are {geometry.total_bytes} bytes): no plan is "
@@ -105,7 +106,7 @@ def make_command(
     is_tried = not quick and geometry.move_bytes is not None
     with Trace.open(trace) as opened:
         check_target(target, [*opened.files, *([given.costs] if given.costs else [])])
-        assumed = given.assumed
+        assumed = given.assumed + few_tokens(opened.num_tokens)
         if is_tried:
             options |= {"policies": policies, "split": split, "pack": pack}
             plan, trials = _search(opened, model, cost_model, size, options)

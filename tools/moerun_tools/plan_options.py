@@ -21,6 +21,7 @@ _COSTS = "Costs: what moe-plan calibrate stored, a file, or the rate and a token
 # Where only a token's time is given. Attention and the head read a small part of what experts do.
 _EXPERT_SHARE = 0.7
 _LINK_FIXED_US = 50.0
+_MANY_TOKENS = 1000  # of a trace
 
 _POSITIVE = FiniteFloat(min=1e-6, max=1e6)
 _NOT_NEGATIVE = FiniteFloat(min=0, max=1e6)
@@ -247,7 +248,7 @@ class GivenCosts:
         return "".join(f"costs: {text}\n" for text in self.source(costs).values())
 
 
-def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) -> int:
+def budget_bytes(text: str, geometry: Geometry, model: str | None) -> int:
     """Return the bytes that a budget such as 40% or 8GiB stands for, by the rules of moe-run.
 
     Raises:
@@ -256,7 +257,7 @@ def budget_bytes(text: str, geometry: Geometry, model: str | None, device: str) 
     """
     from moerun import dry_run
 
-    found = dry_run(model, device, expert_budget=text)
+    found = dry_run(model, "cpu", expert_budget=text)
     return geometry.total_bytes if found["state"] == "resident" else int(found["budget_bytes"])
 
 
@@ -265,6 +266,13 @@ def assumed_guesses(opened: Trace, prefetch: bool) -> list[str]:
     if not prefetch or "prefetch_ids" in opened.tensors:
         return []
     return ["how often prefetch is right (recorded by moe-trace record --with-prefetch)"]
+
+
+def few_tokens(num_tokens: int) -> list[str]:
+    """Return the phrase that a trace is short, where it is."""
+    if num_tokens >= _MANY_TOKENS:
+        return []
+    return [f"that {num_tokens} tokens of a trace are like all others (record some thousands)"]
 
 
 def assumed_line(phrases: list[str]) -> str:

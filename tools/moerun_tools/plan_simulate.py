@@ -88,6 +88,8 @@ def simulate_command(
 ) -> None:
     """Drive the cache of a live run with the routing of a trace, on the CPU."""
     given = GivenCosts(**costs)
+    if plan == "auto":
+        raise click.UsageError("--plan auto is for moe-run; name a file, or give --budget.")
     if plan is None and budget is None:
         raise click.UsageError("give --budget or --plan.")
     if plan is not None:

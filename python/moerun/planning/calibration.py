@@ -31,6 +31,7 @@ _MOST_TOKENS = 256  # whose times are kept
 # tokens of each phase.
 _DECODING_S = 20.0
 _FEWEST_TOKENS = 4
+_MOST_TOKENS = 256  # decoded, at most
 
 
 def calibrate(
@@ -70,11 +71,17 @@ def calibrate(
     directory = resolve_model(path)
     machine = machine_options(device, threads, None)
     context = check_int("context_tokens", context_tokens, 1)
-    sizes = _sizes(directory, machine, expert_budget)
     config = _moerun.model_config(str(directory))
+    machine["context_length"] = min(context + _MOST_TOKENS, config["max_position_embeddings"])
+    sizes = _sizes(directory, machine, expert_budget)
     routing = Routing.make([layer["slots"] for layer in sizes["layers"]], config)
     longest = config["max_position_embeddings"]
-    context = max(2, min(context, longest // 2))
+    if context > max(2, longest // 2):
+        raise InvalidArgumentError(
+            f"context_tokens: expected at most {longest // 2}, half of what the model's context "
+            f"holds, found {context}"
+        )
+    context = max(2, context)
     length = max(2, context - routing.num_tokens // 2)  # the middle token has this context
     options = {
         **machine,
@@ -117,7 +124,7 @@ def calibrate(
 
 def _sizes(directory: Path, machine: dict[str, Any], given: str | int | None) -> dict[str, Any]:
     """Return what `dry_run` says of a budget with which experts have to be moved."""
-    sizes = dry_run(directory, machine["device"], machine["threads"], expert_budget=given, split=1)
+    sizes = dry_run(directory, **machine, expert_budget=given, split=1)
     total, smallest = sizes["total_expert_bytes"], sizes["smallest_budget_bytes"]
     if given is not None and sizes["state"] == "resident" and smallest < total:
         raise InvalidArgumentError(
@@ -127,9 +134,7 @@ def _sizes(directory: Path, machine: dict[str, Any], given: str | int | None) ->
     if given is None:
         most = total // 2 if sizes["state"] == "resident" else sizes["budget_bytes"]
         given = max(smallest, min(total // 2, most))
-        sizes = dry_run(
-            directory, machine["device"], machine["threads"], expert_budget=given, split=1
-        )
+        sizes = dry_run(directory, **machine, expert_budget=given, split=1)
     if total == 0 or sizes["state"] == "resident":
         raise InvalidArgumentError(
             f"{directory}: no part of this model's experts can be left out of memory, so there is "

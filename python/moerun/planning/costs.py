@@ -160,11 +160,19 @@ class CostModel:
             raise FormatError(f"{where} is not JSON: {error}") from None
         version = value.pop("version", None) if isinstance(value, dict) else None
         if isinstance(version, bool) or version not in (1, _VERSION):
-            raise FormatError(f"{where}: expected a cost model of version 1 or {_VERSION}")
+            raise FormatError(
+                f"{where}: expected a cost model of version 1 or {_VERSION}, found "
+                f"{'none' if version is None else shown(version)}"
+            )
         known = [field.name for field in fields(cls)][: _NUM_FIRST if version == 1 else None]
-        wrong = [*(set(value) - set(known)), *(set(known[:_NUM_NEEDED]) - set(value))]
-        if wrong:
-            raise FormatError(f"{where}: expected the fields {', '.join(known)}; see {wrong[0]!r}")
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise FormatError(
+                f"{where}: {unknown[0]!r} is no field of a cost model; they are {', '.join(known)}"
+            )
+        missing = sorted(set(known[:_NUM_NEEDED]) - set(value))
+        if missing:
+            raise FormatError(f"{where}: a cost model needs the field {missing[0]!r}")
         try:
             return cls(**value)
         except InvalidArgumentError as error:

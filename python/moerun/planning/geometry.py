@@ -97,8 +97,10 @@ class Geometry:
             InvalidArgumentError: the model has no experts that a cache could leave out.
             As `moerun.dry_run`, besides.
         """
-        smallest = dry_run(path, device)["smallest_budget_bytes"]
-        sizes = dry_run(path, device, expert_budget=smallest) if smallest else None
+        where = _moerun.choose_device(check_str("device", device))
+        # Sizes are the same on every device; on the CPU nobody asks how much memory is free.
+        smallest = dry_run(path, "cpu", expert_budget="100%")["smallest_budget_bytes"]
+        sizes = dry_run(path, "cpu", expert_budget=smallest) if smallest else None
         if sizes is None or sizes["state"] == "resident":
             raise InvalidArgumentError(
                 f"{path}: no part of this model's experts can be left out of memory, so there is "
@@ -106,10 +108,10 @@ class Geometry:
             )
         records = _moerun.model_config(sizes["model"])["moe_intermediate_size"]
         pieces, moved = None, None
-        if sizes["device"] == "cpu":
+        if where == "cpu":
             folder = folder_of(pack)
             options = {} if folder is None else {"pack_folder": folder}
-            pieces, moved = _moerun.move_sizes(sizes["model"], **options)
+            pieces, moved = _moerun.move_sizes(sizes["model"], expert_budget="100%", **options)
         return cls(
             model=Path(sizes["model"]).name,
             moe_layers=tuple(layer["layer"] for layer in sizes["layers"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from moerun import _moerun
 from moerun.cache_control import RoutingWindow
-from moerun.errors import MoerunError
+from moerun.errors import MoerunError, MoerunWarning
 from moerun.planning.costs import CostModel
 from moerun.planning.curves import LayerCurves, RoutingPart, curves_of
 from moerun.planning.geometry import Geometry
@@ -88,7 +89,7 @@ class OnlinePlanner:
     ) -> None:
         self._model = model
         self._geometry = Geometry.of_model(model.path, model.device, pack)
-        self._costs = costs or find_costs(self._geometry.model_id, model.device, pack=pack)
+        self._costs = costs or self._stored_costs(pack)
         self._from_stored = from_stored
         self._every = every
         # Of the caller: what the last plan chose is not for ever.
@@ -98,16 +99,24 @@ class OnlinePlanner:
         self._lock = threading.Lock()
         self.decisions: list[Decision] = []
 
+    def _stored_costs(self, pack: Any) -> CostModel | None:
+        try:
+            return find_costs(self._geometry.model_id, self._model.device, pack=pack)
+        except MoerunError as error:  # the run's own will do
+            warnings.warn(str(error), MoerunWarning, stacklevel=4)
+            return None
+
     def step(self) -> Decision | None:
         """Plan if it is time, and change the cache if that is worth it; to be called when idle.
 
         Returns:
-            What was decided; None if it was not time, or another thread is at it.
+            What was decided; None if it was not time, another thread is at it, or the model was
+            closed.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._model.is_closed or not self._lock.acquire(blocking=False):
             return None
         try:
-            tokens = self._model.stats()["cache"]["decode_tokens"]
+            tokens = self._model._open().decode_tokens()
             if tokens - self._last_token < self._every:
                 return None
             self._last_token = tokens
@@ -125,6 +134,7 @@ class OnlinePlanner:
         last = self.decisions[-1] if self.decisions else None
         return {
             "started_from": "stored" if self._from_stored else "uniform",
+            "every": self._every,
             "planned": len(self.decisions),
             "changed": sum(each.applied for each in self.decisions),
             "costs": "calibrated" if self._costs is not None else "of this run",

@@ -77,7 +77,7 @@ def find_plan(
         pack: whether experts would come from a record file, as for `Model.load`.
         prompt_tokens: length of the prompt of the predicted time to first token.
         prefill_chunk: as of `Model.load`.
-        max_tokens: of the trace are simulated, whole sequences, at least one.
+        max_tokens: so many of the trace are simulated, roughly: whole sequences, evenly spaced.
         progress: called with the number of simulations done and their number.
 
     Raises:
@@ -113,7 +113,7 @@ def find_plan(
     wanted = sorted(trials.values(), key=lambda trial: trial.modelled_tpot_ms)
     limit = 1.25 * wanted[0].modelled_tpot_ms
     wanted = [trial for trial in wanted if trial.modelled_tpot_ms <= limit]
-    sequences = _first(trace, max_tokens)
+    sequences = _sample(trace, max_tokens)
     tried = []
     for done, trial in enumerate(wanted):
         if progress is not None:
@@ -153,14 +153,13 @@ def _key(trial: Trial) -> str:
     return repr((plan.policy if any(slots for slots, *_ in layers) else "", trial.prefetch, layers))
 
 
-def _first(trace: Trace, max_tokens: int) -> list[SequenceRouting]:
+def _sample(trace: Trace, max_tokens: int) -> list[SequenceRouting]:
+    # From all over the trace: kinds of text follow one another in it.
+    step = max(1.0, trace.num_tokens / max_tokens)
     found: list[SequenceRouting] = []
-    tokens = 0
-    for sequence in sequences_of(trace):
-        if found and tokens + sequence.expert_ids.shape[1] > max_tokens:
-            break
-        found.append(sequence)
-        tokens += sequence.expert_ids.shape[1]
+    for number, sequence in enumerate(sequences_of(trace)):
+        if number >= step * len(found):
+            found.append(sequence)
     return found
 
 

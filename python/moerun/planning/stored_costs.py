@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moerun import __version__
-from moerun.cache_options import dry_run
+from moerun import __version__, _moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
@@ -63,9 +62,9 @@ def stored_costs(
 
     Raises:
         FormatError, FileError: what is stored cannot be read.
-        As `moerun.dry_run`, besides.
+        As `model_id`, besides.
     """
-    return find_costs(model_id(path), dry_run(path, device)["device"], pack=pack)
+    return find_costs(model_id(path), _moerun.choose_device(device), pack=pack)
 
 
 def find_costs(identity: str, device: str, *, pack: Any = False) -> CostModel | None:
