@@ -63,8 +63,8 @@ void check_warm(const PlannedLayer& planned, const ConfigReader& layer, const st
     layer.fail("warm", "no list (with policy static, experts says which get slots)");
   }
   if (planned.warm.size() > planned.num_slots) {
-    layer.fail("warm", message("at most ", planned.num_slots,
-                               " experts, one a slot, found ", planned.warm.size()));
+    layer.fail("warm", message("at most ", planned.num_slots, " experts, one a slot, found ",
+                               planned.warm.size()));
   }
   auto sorted = planned.warm;
   std::sort(sorted.begin(), sorted.end());

@@ -29,6 +29,7 @@ COSTS = CostModel(
     link_fixed_s=2e-5,
     link_bytes_per_s=1e9,
 )
+FEW = "that 192 tokens of a trace are like all others (record some thousands)"
 SIMPLE = ("--link-gb-per-s", "1", "--token-ms", "0.5")
 
 
@@ -118,7 +119,7 @@ def test_a_plan_is_that_of_python(made, trace, geometry):
     assert [trial["name"] for trial in value["tried"]] == [trial.name for trial in tried]
     assert value["predicted"]["tpot_ms"] == min(trial["tpot_ms"] for trial in value["tried"])
     assert value["simulated"] is True
-    assert value["assumed"] == []
+    assert value["assumed"] == [FEW]
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
@@ -171,7 +172,7 @@ def test_what_was_not_measured_is_said(folder, trace):
     assert "experts are 70% of a token's time" in done.stdout
     more = ("--expert-share", "0.5", "--link-fixed-us", "9", "--prompt-token-ms", "0.1")
     value = as_json(run(*options, *SIMPLE, *more, "--json"))
-    assert value["assumed"] == ["all layers take the same time, and the head none"]
+    assert value["assumed"] == ["all layers take the same time, and the head none", FEW]
     assert value["predicted"]["ttft_ms"] == pytest.approx(51.2, rel=0.2)  # 512 tokens of 0.1 ms
 
 
@@ -180,7 +181,7 @@ def test_without_predictions_the_guesses_are_assumed(folder, trace):
     record(bare, "--length", "32", "--samples", "1")
     curve = ("curve", "--points", "3", *SIMPLE)
     assert "--with-prefetch" in run(*curve, "--trace", bare).stdout
-    assert "prefetch is right" in as_json(run(*curve, "--trace", bare, "--json"))["assumed"][-1]
+    assert "prefetch is right" in as_json(run(*curve, "--trace", bare, "--json"))["assumed"][-2]
     assert "--with-prefetch" not in run(*curve, "--trace", bare, "--prefetch", "off").stdout
     assert "--with-prefetch" not in run(*curve, "--trace", trace).stdout
 
@@ -249,7 +250,8 @@ def test_a_curve_is_that_of_python_and_is_drawn(folder, trace, costs, geometry):
         assert found["optimal_hit_rate"] == point.optimal_hit_rate
     assert picture.read_bytes().startswith(b"\x89PNG")
     knee = expected.points[expected.knee].budget_bytes
-    assert f"--budget {knee}" in value["advice"]
+    assert value["advice"].startswith("Every expert fits here")
+    assert f"--expert-budget {knee}" in value["advice"]
 
     text = run(*options, "-o", folder / "curve.svg").stdout
     lines = text.splitlines()

@@ -138,6 +138,7 @@ def test_uneven_layers_get_uneven_slots_once_and_the_text_is_the_same(default_pa
     assert planner.decisions == decisions
     assert planner.as_dict() == {
         "started_from": "uniform",
+        "every": 500,
         "planned": 3,
         "changed": 1,
         "costs": "calibrated",

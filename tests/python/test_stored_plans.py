@@ -275,7 +275,14 @@ def test_moe_run_says_what_it_started_from(run, folder):
     assert "plan auto" not in plain.stderr
     stats = as_json(run(*AUTO, "--json"))["stats"]
     assert stats["plan"]["started_from"] == "stored"
-    assert set(stats["plan"]) == {"started_from", "planned", "changed", "costs", "last"}
+    assert set(stats["plan"]) == {
+        "started_from",
+        "every",
+        "planned",
+        "changed",
+        "costs",
+        "last",
+    }
     assert stats["cache"]["warm_bytes"] > 0
     sizes = as_json(run(*AUTO, "--dry-run", "--json"))
     assert slots_of(sizes) == slots_of(stats["cache"])
