@@ -220,7 +220,7 @@ def test_a_plan_of_another_model_is_refused_wherever_one_is_taken(shipped, sizes
         ({"warm": [5, 1, 5]}, "5 twice"),
         ({"warm": [32]}, "0 to 31"),
         ({"warm": "1"}, "warm"),
-        ({"warm": [1], "experts": [1]}, "leave warm out"),
+        ({"warm": [1], "experts": [1]}, "experts says which"),
         ({"cold": [1]}, "not a field"),
     ],
 )
