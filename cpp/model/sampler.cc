@@ -61,27 +61,49 @@ std::int32_t Sampler::sample(std::span<float> logits) {
                      candidates_.end(), more_probable);
     candidates_.resize(k);
   }
-  std::sort(candidates_.begin(), candidates_.end(), more_probable);
-
   double sum = 0;
-  probabilities_.clear();
-  for (const Candidate& candidate : candidates_) {
-    const double shifted = static_cast<double>(candidate.logit) - candidates_.front().logit;
-    probabilities_.push_back(std::exp(shifted / params_.temperature));
-    sum += probabilities_.back();
-  }
-  const double enough = params_.top_p * sum;
-  double kept = 0;
-  std::size_t count = 0;
-  while (count < probabilities_.size() && (count == 0 || (kept < enough || params_.top_p == 1.0)) &&
-         probabilities_[count] >= params_.min_p * probabilities_.front()) {
-    kept += probabilities_[count++];
+  for (const Candidate& candidate : candidates_) sum += weight(candidate, logits[best]);
+
+  // The likeliest first. A heap, for only a few of a large vocabulary are ever asked for.
+  const auto less_probable = [&](const Candidate& a, const Candidate& b) {
+    return more_probable(b, a);
+  };
+  std::make_heap(candidates_.begin(), candidates_.end(), less_probable);
+  std::size_t num_ordered = 0;
+  const auto next = [&] {
+    const auto end = candidates_.end() - static_cast<std::ptrdiff_t>(num_ordered++);
+    std::pop_heap(candidates_.begin(), end, less_probable);
+    return *(end - 1);
+  };
+
+  double kept = sum;
+  std::size_t count = candidates_.size();
+  if (params_.top_p < 1.0 || params_.min_p > 0) {
+    const double enough = params_.top_p * sum;
+    kept = 0;
+    count = 0;
+    while (num_ordered < candidates_.size() &&
+           (count == 0 || kept < enough || params_.top_p == 1.0)) {
+      const double probability = weight(next(), logits[best]);
+      if (probability < params_.min_p) break;  // of the first one it is 1
+      kept += probability;
+      ++count;
+    }
   }
   // 53 random bits: a uniform number in [0, 1) that is the same on every platform.
   double left = static_cast<double>(random_() >> 11) * 0x1p-53 * kept;
-  std::size_t chosen = 0;
-  while (chosen + 1 < count && left >= probabilities_[chosen]) left -= probabilities_[chosen++];
-  return candidates_[chosen].token_id;
+  for (std::size_t place = 0;; ++place) {
+    const Candidate candidate =
+        place < num_ordered ? candidates_[candidates_.size() - 1 - place] : next();
+    const double probability = weight(candidate, logits[best]);
+    if (place + 1 >= count || !(left >= probability)) return candidate.token_id;
+    left -= probability;
+  }
+}
+
+double Sampler::weight(const Candidate& candidate, float best) const {
+  const double shifted = static_cast<double>(candidate.logit) - best;
+  return std::exp(shifted / params_.temperature);
 }
 
 }  // namespace moerun

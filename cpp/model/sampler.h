@@ -36,12 +36,13 @@ class Sampler {
     float logit;
     std::int32_t token_id;
   };
+  // Not normalised; 1 for a logit of `best`.
+  double weight(const Candidate& candidate, float best) const;
 
   SamplingParams params_;
   std::mt19937_64 random_;
   std::vector<std::uint8_t> seen_;
   std::vector<Candidate> candidates_;
-  std::vector<double> probabilities_;
 };
 
 }  // namespace moerun

@@ -15,7 +15,7 @@ struct Cached {
   double split = 0;
   TransferSize whole;   // what an expert takes of which nothing is there,
   TransferSize bottom;  // and one whose top is
-  double whole_s = 0;
+  double whole_s = 0;   // in a queue of such
   double bottom_s = 0;
 
   double hit_rate() const { return split > 0 ? layer.hit_rate[slots] : 0; }
@@ -144,15 +144,18 @@ Demand on_demand(const Cached& cached, const TransferCost& link, const std::vect
       const auto wholes = static_cast<double>(x);
       const double count = wholes + bottoms;
       const double share = wholes + bottoms * (1 - cached.split);
-      double link_s = wholes * cached.whole_s + bottoms * cached.bottom_s;
+      const TransferSize all = {wholes * cached.whole.pieces + bottoms * cached.bottom.pieces,
+                                wholes * cached.whole.bytes + bottoms * cached.bottom.bytes};
+      double link_s = link.seconds(all);
       double exposed_s = 0;
       if (count > 0) {
+        const double one = std::min(1.0, count) / count;
+        const double first_s = link.seconds({one * all.pieces, one * all.bytes}) + ahead.delay_s;
         link_s += ahead.delay_s;
         // Two machines in a row, link and processor: what is there is computed first, the rest as
         // it lands. The processor is idle before the first arrival, or waits for the last one.
-        const double one = std::min(1.0, count) / count;
-        const double beside_s = std::min(share * each_s, (1 - one) * link_s);
-        const double first = one * link_s + share * each_s + link.slowdown * beside_s;
+        const double beside_s = std::min(share * each_s, link_s - first_s);
+        const double first = first_s + share * each_s + link.slowdown * beside_s;
         const double last = link_s + one * share * each_s;
         const double busy_s = std::min(layer.moe_s, link_s / (1 + link.slowdown));
         const double computed = layer.moe_s + link.slowdown * busy_s;
@@ -161,7 +164,7 @@ Demand on_demand(const Cached& cached, const TransferCost& link, const std::vect
             std::max(computed, waited + (waited > computed ? link.wake_s : 0)) - layer.moe_s;
       }
       result.missing += weight * share;
-      result.bytes += weight * (wholes * cached.whole.bytes + bottoms * cached.bottom.bytes);
+      result.bytes += weight * all.bytes;
       result.exposed_s += weight * exposed_s;
       result.free_s += weight * std::max(0.0, layer.before_s + exposed_s - link_s);
     }
@@ -216,6 +219,26 @@ TransferCost fit_transfer(std::span<const TransferSample> samples) {
   return {fixed, largest / slope};
 }
 
+double TransferCost::seconds(const TransferSize& size) const {
+  if (size.pieces <= 0) return size.bytes / bytes_per_s;
+  const double byte_s = size.bytes / size.pieces / bytes_per_s;  // of a piece
+  const auto whole = [&](double pieces) {
+    const auto at_once = static_cast<double>(channels);
+    const double turns = std::ceil(pieces / at_once);
+    const double in_turn = std::fmod(pieces - 1, at_once);  // whose bytes wait for those of others
+    return std::max(fixed_s + pieces * byte_s, turns * (fixed_s + byte_s) + in_turn * byte_s);
+  };
+  if (size.pieces < 1) return size.pieces * whole(1);
+  const double below = std::floor(size.pieces);
+  const double part = size.pieces - below;
+  return part > 0 ? (1 - part) * whole(below) + part * whole(below + 1) : whole(below);
+}
+
+double TransferCost::in_queue(const TransferSize& size) const {
+  const double bytes_s = size.bytes / bytes_per_s;
+  return std::max(bytes_s, (size.pieces * fixed_s + bytes_s) / static_cast<double>(channels));
+}
+
 TransferSize LayerModel::move(std::size_t top_records) const {
   if (top_records >= records) return {};
   if (moves.empty()) {
@@ -241,8 +264,8 @@ LayerEstimate estimate_layer(const LayerModel& layer, const TransferCost& link,
   }
   cached.whole = layer.move(0);
   cached.bottom = layer.move(cached.split > 0 ? setting.top_records : 0);
-  cached.whole_s = link.seconds(cached.whole);
-  cached.bottom_s = link.seconds(cached.bottom);
+  cached.whole_s = link.in_queue(cached.whole);
+  cached.bottom_s = link.in_queue(cached.bottom);
 
   const std::vector<double> missing = cached.missing();
   Ahead ahead;
@@ -272,8 +295,8 @@ double prompt_seconds(const LayerModel& layer, const TransferCost& link,
   const std::size_t slots =
       setting.top_records == 0 ? 0 : std::min(setting.num_slots, layer.num_experts);
   const double cached = static_cast<double>(slots) / experts;
-  const double each_s = cached * link.seconds(layer.move(setting.top_records)) +
-                        (1 - cached) * link.seconds(layer.move(0));
+  const double each_s = cached * link.in_queue(layer.move(setting.top_records)) +
+                        (1 - cached) * link.in_queue(layer.move(0));
   double seconds = 0;
   for (std::size_t first = 0; first < num_tokens; first += chunk) {
     const auto tokens = static_cast<double>(std::min(chunk, num_tokens - first));

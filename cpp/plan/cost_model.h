@@ -14,16 +14,19 @@ struct TransferSize {
   double bytes = 0;
 };
 
-// The link from the slow tier: every piece takes fixed_s, and every byte its time.
+// The link from the slow tier: every piece takes fixed_s, and then its bytes their time. So many
+// pieces are under way at once: their fixed times run beside each other, their bytes take turns.
 struct TransferCost {
   double fixed_s = 0;
   double bytes_per_s = 1;
+  std::size_t channels = 1;
   double slowdown = 0;  // computing takes so much of its time longer while the link is busy
   double wake_s = 0;    // a layer takes so much longer if it waits for what comes
 
-  double seconds(const TransferSize& size) const {
-    return fixed_s * size.pieces + size.bytes / bytes_per_s;
-  }
+  // Of pieces of one size, over an idle link.
+  double seconds(const TransferSize& size) const;
+  // That a queue takes longer with it.
+  double in_queue(const TransferSize& size) const;
 };
 
 struct TransferSample {

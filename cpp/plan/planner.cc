@@ -133,6 +133,9 @@ Planner::Planner(PlanProblem problem, double fixed_split)
                                   "found ", problem_.link.bytes_per_s, " bytes a second and ",
                                   problem_.link.fixed_s, " s"));
   }
+  if (problem_.link.channels == 0) {
+    throw InvalidArgument("link: expected at least 1 channel, found 0");
+  }
   check_seconds(0, "wake", problem_.link.wake_s);
   if (!(problem_.link.slowdown >= 0 && std::isfinite(problem_.link.slowdown))) {
     throw InvalidArgument(message("slowdown: expected at least 0, found ", problem_.link.slowdown));

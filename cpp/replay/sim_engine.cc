@@ -10,11 +10,13 @@ namespace moerun {
 
 void check_link_cost(const LinkCost& cost) {
   const bool is_sound = std::isfinite(cost.fixed_s) && cost.fixed_s >= 0 &&
-                        std::isfinite(cost.bytes_per_s) && cost.bytes_per_s > 0;
+                        std::isfinite(cost.bytes_per_s) && cost.bytes_per_s > 0 &&
+                        cost.channels > 0;
   if (!is_sound) {
     throw InvalidArgument(message("link_bytes_per_s and link_fixed_s: expected a rate above 0 and ",
-                                  "at least 0 seconds, found ", cost.bytes_per_s, " and ",
-                                  cost.fixed_s));
+                                  "at least 0 seconds over at least 1 channel, found ",
+                                  cost.bytes_per_s, " and ", cost.fixed_s, " over ",
+                                  cost.channels));
   }
 }
 
@@ -24,30 +26,36 @@ SimEngine::SimEngine(const PieceSizes& sizes, const LinkCost& cost, Progress& pr
   check_link_cost(cost);
 }
 
-void SimEngine::begin_next_piece(double time) const {
+void SimEngine::begin_pieces(double time) const {
   for (auto* queue : {&link_.demand, &link_.prefetch}) {
-    if (queue->empty()) continue;
-    link_.moving = queue->front();
-    Transfer& transfer = *link_.moving;
-    if (transfer.next_piece_ + 1 >= transfer.num_pieces_) queue->pop_front();
-    link_.moving_bytes = sizes_.piece_bytes(transfer.read(), transfer.next_piece_++);
-    link_.began = time;
-    link_.ends = time + cost_.fixed_s + static_cast<double>(link_.moving_bytes) / cost_.bytes_per_s;
-    return;
+    while (!queue->empty() && link_.moving.size() < cost_.channels) {
+      Piece piece;
+      piece.transfer = queue->front();
+      Transfer& transfer = *piece.transfer;
+      if (transfer.next_piece_ + 1 >= transfer.num_pieces_) queue->pop_front();
+      piece.bytes = sizes_.piece_bytes(transfer.read(), transfer.next_piece_++);
+      link_.bytes_end = std::max(time + cost_.fixed_s, link_.bytes_end) +
+                        static_cast<double>(piece.bytes) / cost_.bytes_per_s;
+      piece.ends = link_.bytes_end;
+      if (link_.moving.empty()) link_.busy_since = time;
+      link_.moving.push_back(std::move(piece));
+    }
   }
 }
 
 void SimEngine::catch_up() const {
-  while (link_.moving && link_.ends <= clock_.now()) {
-    Transfer& transfer = *link_.moving;
+  while (!link_.moving.empty() && link_.moving.front().ends <= clock_.now()) {
+    Piece piece = std::move(link_.moving.front());
+    link_.moving.pop_front();
+    Transfer& transfer = *piece.transfer;
     ++transfer.num_done_;
-    transfer.bytes_ += link_.moving_bytes;
-    link_.stats.bytes += link_.moving_bytes;
-    link_.stats.busy_seconds += link_.ends - link_.began;
+    transfer.bytes_ += piece.bytes;
+    link_.stats.bytes += piece.bytes;
+    if (link_.moving.empty()) link_.stats.busy_seconds += piece.ends - link_.busy_since;
     const bool is_over = transfer.num_done_ == transfer.num_pieces_ || transfer.is_cancelled_;
-    link_.moving.reset();  // may give blocks back, which announces progress by itself
+    piece.transfer.reset();  // may give blocks back, which announces progress by itself
     if (is_over) progress_.announce();
-    begin_next_piece(link_.ends);
+    begin_pieces(piece.ends);
   }
 }
 
@@ -57,7 +65,7 @@ std::shared_ptr<Transfer> SimEngine::submit(SegmentRead read, StagingBlocks bloc
   auto transfer = std::make_shared<Transfer>(std::move(read), std::move(blocks), urgency);
   transfer->num_pieces_ = sizes_.num_pieces(transfer->read());
   (urgency == Urgency::demand ? link_.demand : link_.prefetch).push_back(transfer);
-  if (!link_.moving) begin_next_piece(clock_.now());
+  begin_pieces(clock_.now());
   return transfer;
 }
 
@@ -86,35 +94,43 @@ void SimEngine::cancel(const std::shared_ptr<Transfer>& transfer) {
 
 void SimEngine::drain(const std::shared_ptr<Transfer>& transfer) {
   cancel(transfer);
-  if (link_.moving == transfer) clock_.advance_to(link_.ends);
+  double ends = clock_.now();
+  for (const Piece& piece : link_.moving) {
+    if (piece.transfer == transfer) ends = piece.ends;
+  }
+  clock_.advance_to(ends);
   catch_up();
 }
 
 bool SimEngine::wait(Progress& progress, std::uint64_t seen, std::chrono::microseconds) {
   catch_up();
   if (progress.now() != seen) return true;
-  if (!link_.moving) throw Error("the simulation is stuck: something waits for an idle link");
-  clock_.advance_to(link_.ends);
+  if (link_.moving.empty()) {
+    throw Error("the simulation is stuck: something waits for an idle link");
+  }
+  clock_.advance_to(link_.moving.front().ends);
   catch_up();
   return true;
 }
 
 std::optional<double> SimEngine::busy_until() const {
   catch_up();
-  return link_.moving ? std::optional(link_.ends) : std::nullopt;
+  if (link_.moving.empty()) return std::nullopt;
+  return link_.moving.front().ends;
 }
 
 void SimEngine::pause(double seconds) {
   catch_up();
-  link_.began += seconds;
-  link_.ends += seconds;
+  for (Piece& piece : link_.moving) piece.ends += seconds;
+  link_.bytes_end += seconds;
+  link_.busy_since += seconds;
   clock_.advance(seconds);
 }
 
 TransferStats SimEngine::stats() const {
   catch_up();
   TransferStats stats = link_.stats;
-  if (link_.moving) stats.busy_seconds += clock_.now() - link_.began;
+  if (!link_.moving.empty()) stats.busy_seconds += clock_.now() - link_.busy_since;
   return stats;
 }
 

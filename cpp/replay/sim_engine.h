@@ -1,6 +1,7 @@
 // The transfer engine of a simulation: one link, on virtual time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -11,18 +12,20 @@
 
 namespace moerun {
 
-// A piece takes fixed_s + bytes / bytes_per_s.
+// A piece takes fixed_s, and then its bytes theirs. So many pieces are under way at once: their
+// fixed times run beside each other, their bytes take turns.
 struct LinkCost {
   double fixed_s = 0;
   double bytes_per_s = 0;
+  std::size_t channels = 1;
 };
 
 // InvalidArgument for a link that takes negative time or has no rate.
 void check_link_cost(const LinkCost& cost);
 
-// Moves pieces one after the other in the order of ReaderEngine: demand before prefetch, within one
-// kind first come, first served. Several reading threads are one link with their rate together. The
-// link runs on while nobody looks: every call brings it up to the clock. For one thread.
+// Moves pieces in the order of ReaderEngine: demand before prefetch, within one kind first come,
+// first served; a channel is one of its threads. The link runs on while nobody looks: every call
+// brings it up to the clock. For one thread.
 class SimEngine final : public TransferEngine {
  public:
   // All must outlive the engine. Throws what check_link_cost throws.
@@ -42,24 +45,28 @@ class SimEngine final : public TransferEngine {
   bool wait(Progress& progress, std::uint64_t seen, std::chrono::microseconds most) override;
   TransferStats stats() const override;
 
-  // When the piece that is moving now will be there; none: the link is idle.
+  // When the next piece will be there; none: the link is idle.
   std::optional<double> busy_until() const;
   // Moves the clock on by so many seconds in which the link stands still.
   void pause(double seconds);
 
  private:
+  struct Piece {
+    std::shared_ptr<Transfer> transfer;
+    std::uint64_t bytes = 0;
+    double ends = 0;
+  };
   // What moves by itself, whoever looks.
   struct Link {
     std::deque<std::shared_ptr<Transfer>> demand;
     std::deque<std::shared_ptr<Transfer>> prefetch;
-    std::shared_ptr<Transfer> moving;  // a piece of it; null: idle
-    std::uint64_t moving_bytes = 0;
-    double began = 0;
-    double ends = 0;
+    std::deque<Piece> moving;  // one a channel, in the order of their ends
+    double bytes_end = 0;      // of the last piece's
+    double busy_since = 0;
     TransferStats stats;
   };
   void catch_up() const;
-  void begin_next_piece(double time) const;
+  void begin_pieces(double time) const;
 
   const PieceSizes& sizes_;
   LinkCost cost_;

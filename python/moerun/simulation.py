@@ -67,6 +67,8 @@ class SimulationCosts:
         head_s: a token, from the end of the last expert block to the next token.
         link_bytes_per_s: rate at which experts come from the slow tier.
         link_fixed_s: what each piece of a transfer takes besides (docs/simulation.md).
+        link_channels: pieces that are under way at once: their fixed times run beside each other,
+            their bytes take turns.
         slowdown: so much of its time longer takes what is computed while the link is busy.
         wake_s: so much longer takes a layer that has to wait for segments, besides the waiting.
     """
@@ -79,6 +81,7 @@ class SimulationCosts:
     link_fixed_s: float = 0.0
     slowdown: float = 0.0
     wake_s: float = 0.0
+    link_channels: int = 1
 
 
 @dataclass(frozen=True)
@@ -280,6 +283,7 @@ def _costs(costs: Any, num_layers: int) -> dict[str, Any]:
         "prompt_s": per_layer("prompt_s"),
         "head_s": check_number("head_s", costs.head_s, 0),
         "link_fixed_s": check_number("link_fixed_s", costs.link_fixed_s, 0),
+        "link_channels": check_int("link_channels", getattr(costs, "link_channels", 1), 1, 1024),
         "slowdown": check_number("slowdown", getattr(costs, "slowdown", 0.0), 0),
         "wake_s": check_number("wake_s", getattr(costs, "wake_s", 0.0), 0),
         "link_bytes_per_s": check_number(

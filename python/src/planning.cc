@@ -82,10 +82,11 @@ py::array_t<std::uint64_t> policy_hits(const std::string& policy, std::size_t nu
 std::unique_ptr<Planner> make_planner(
     std::size_t num_experts, std::size_t top_k, std::size_t records, std::size_t record_bytes,
     const Reals& attention_s, const Reals& moe_s, const Reals& prompt_s, double head_s,
-    double link_fixed_s, double link_bytes_per_s, double slowdown, double wake_s,
-    const Reals& hit_rate, const Reals& correctness, const std::optional<Reals>& missing,
-    const std::optional<Reals>& absent, const std::optional<Reals>& absent_right,
-    const std::optional<Reals>& move_pieces, const std::optional<Reals>& move_bytes, double split) {
+    double link_fixed_s, double link_bytes_per_s, std::size_t link_channels, double slowdown,
+    double wake_s, const Reals& hit_rate, const Reals& correctness,
+    const std::optional<Reals>& missing, const std::optional<Reals>& absent,
+    const std::optional<Reals>& absent_right, const std::optional<Reals>& move_pieces,
+    const std::optional<Reals>& move_bytes, double split) {
   const auto num_layers = static_cast<std::size_t>(attention_s.size());
   check_shape("attention_s", attention_s, {num_layers});
   check_shape("moe_s", moe_s, {num_layers});
@@ -107,7 +108,7 @@ std::unique_ptr<Planner> make_planner(
   }
   PlanProblem problem;
   problem.head_s = head_s;
-  problem.link = {link_fixed_s, link_bytes_per_s, slowdown, wake_s};
+  problem.link = {link_fixed_s, link_bytes_per_s, link_channels, slowdown, wake_s};
   for (std::size_t l = 0; l < num_layers; ++l) {
     LayerModel layer;
     layer.num_experts = num_experts;
@@ -224,11 +225,11 @@ void register_planning(py::module_& module) {
       .def(py::init(&make_planner), py::kw_only(), py::arg("num_experts"), py::arg("top_k"),
            py::arg("records"), py::arg("record_bytes"), py::arg("attention_s"), py::arg("moe_s"),
            py::arg("prompt_s"), py::arg("head_s"), py::arg("link_fixed_s"),
-           py::arg("link_bytes_per_s"), py::arg("slowdown") = 0.0, py::arg("wake_s") = 0.0,
-           py::arg("hit_rate"), py::arg("correctness"), py::arg("missing") = py::none(),
-           py::arg("absent") = py::none(), py::arg("absent_right") = py::none(),
-           py::arg("move_pieces") = py::none(), py::arg("move_bytes") = py::none(),
-           py::arg("split"))
+           py::arg("link_bytes_per_s"), py::arg("link_channels") = std::size_t{1},
+           py::arg("slowdown") = 0.0, py::arg("wake_s") = 0.0, py::arg("hit_rate"),
+           py::arg("correctness"), py::arg("missing") = py::none(), py::arg("absent") = py::none(),
+           py::arg("absent_right") = py::none(), py::arg("move_pieces") = py::none(),
+           py::arg("move_bytes") = py::none(), py::arg("split"))
       .def("divide",
            [](const Planner& self, std::size_t bytes) {
              const py::gil_scoped_release release;

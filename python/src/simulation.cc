@@ -183,13 +183,13 @@ void register_simulation(py::module_& module) {
          std::optional<std::size_t> num_experts, std::optional<std::size_t> top_k,
          std::optional<std::vector<std::size_t>> moe_layers, std::size_t prompt_tokens,
          std::vector<double> attention_s, std::vector<double> moe_s, std::vector<double> prompt_s,
-         double head_s, double link_fixed_s, double link_bytes_per_s, double slowdown,
-         double wake_s, bool belady, const py::kwargs& kwargs) {
+         double head_s, double link_fixed_s, double link_bytes_per_s, std::size_t link_channels,
+         double slowdown, double wake_s, bool belady, const py::kwargs& kwargs) {
         const SimCosts costs{std::move(attention_s),
                              std::move(moe_s),
                              std::move(prompt_s),
                              head_s,
-                             {link_fixed_s, link_bytes_per_s},
+                             {link_fixed_s, link_bytes_per_s, link_channels},
                              slowdown,
                              wake_s};
         return run(path, expert_ids, prefetch_ids, {num_experts, top_k, std::move(moe_layers)},
@@ -198,8 +198,8 @@ void register_simulation(py::module_& module) {
       py::arg("path"), py::arg("expert_ids"), py::arg("prefetch_ids"), py::kw_only(),
       py::arg("num_experts"), py::arg("top_k"), py::arg("moe_layers"), py::arg("prompt_tokens"),
       py::arg("attention_s"), py::arg("moe_s"), py::arg("prompt_s"), py::arg("head_s"),
-      py::arg("link_fixed_s"), py::arg("link_bytes_per_s"), py::arg("slowdown"), py::arg("wake_s"),
-      py::arg("belady"));
+      py::arg("link_fixed_s"), py::arg("link_bytes_per_s"), py::arg("link_channels"),
+      py::arg("slowdown"), py::arg("wake_s"), py::arg("belady"));
 }
 
 }  // namespace moerun::python

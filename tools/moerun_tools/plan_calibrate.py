@@ -188,11 +188,15 @@ def _as_text(costs: CostModel) -> str:
         f"{costs.context_tokens} tokens before\n"
         + columns(rows)
         + f"link: {1e6 * costs.link_fixed_s:.3g} µs a piece, {costs.link_bytes_per_s / 1e9:.3g} "
-        f"GB/s; measured times are {costs.link_error or 0:.1%} off (worst "
-        f"{costs.link_error_worst or 0:.0%})\n"
+        f"GB/s, {_at_once(costs.link_channels)}; measured times are "
+        f"{costs.link_error or 0:.1%} off (worst {costs.link_error_worst or 0:.0%})\n"
         f"while it is busy, computing takes {costs.slowdown:.0%} longer; a layer that waits takes "
         f"{1e6 * costs.wake_s:.3g} µs more\n"
     )
+
+
+def _at_once(channels: int) -> str:
+    return f"{channels} at once" if channels > 1 else "one after the other"
 
 
 def _list(as_json: bool) -> None:

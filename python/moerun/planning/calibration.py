@@ -106,6 +106,7 @@ def calibrate(
         **times,
         link_fixed_s=link.fixed_s,
         link_bytes_per_s=link.bytes_per_s,
+        link_channels=link.channels,
         device=stats["device"],
         model=directory.name,
         model_id=model_id(directory),

@@ -40,6 +40,8 @@ class CostModel:
         prompt_s: (L) attention and experts for each token of a prompt, every expert resident.
         head_s: a token, from the end of the last expert block to the next token's first layer.
         link_fixed_s: what moving any piece of a segment takes, however small.
+        link_channels: pieces that are under way at once: their fixed times run beside each other,
+            their bytes take turns.
         link_bytes_per_s: rate at which experts come from the slow tier.
         device: where this was measured: "cpu" or "cuda".
         model: of what, for people.
@@ -86,6 +88,7 @@ class CostModel:
     direct_io: bool | None = None
     link_error: float | None = None
     link_error_worst: float | None = None
+    link_channels: int = 1
     moerun_version: str = ""
     measured_at: str = ""
 
@@ -100,6 +103,7 @@ class CostModel:
             check_str(name, getattr(self, name))
         check_int("threads", self.threads, 0)
         check_int("context_tokens", self.context_tokens, 0)
+        check_int("link_channels", self.link_channels, 1, 1024)
         if self.direct_io not in (None, True, False):
             raise InvalidArgumentError(f"direct_io must be a bool, not {shown(self.direct_io)}")
         for name in ("link_error", "link_error_worst"):

@@ -268,6 +268,7 @@ class Problem:
             head_s=costs.head_s,
             link_fixed_s=link_fixed_s,
             link_bytes_per_s=link_bytes_per_s,
+            link_channels=costs.link_channels,
             slowdown=costs.slowdown,
             wake_s=costs.wake_s,
             hit_rate=np.ascontiguousarray(hit_rate, np.float64),
