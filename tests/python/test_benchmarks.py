@@ -190,7 +190,7 @@ def test_bench_plans_decodes_and_holds_predictions_against_it(tmp_path):
     costs = tmp_path / "costs.json"
     layer = (2e-5, 2e-5)
     costs.write_text(CostModel(layer, layer, layer, 1e-4, 5e-5, 1.5e9).to_json())
-    small = ("--like", "tiny", "--layers", 2, "--warm-up", 6, "--tokens", 10, "--plan-tokens", 50)
+    small = ("--like", "tiny", "--layers", 2, "--warm-up", 6, "--tokens", 10, "--plan-tokens", 80)
     places = ("--folder", tmp_path, "--costs", costs, "--plot", tmp_path / "plans.png")
     budgets = ("--budget", "30%", "--budget", "75%", "--repeats", 1)
     result = json.loads(run("bench_plans.py", *small, *places, *budgets, "--json"))
