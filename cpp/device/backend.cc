@@ -29,6 +29,29 @@ void Backend::choose_experts(Stream& stream, const RouterParams& params,
   }
 }
 
+void Backend::rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
+                                     const RotaryParams& rotary,
+                                     std::span<const SequenceRows> sequences, Activations qkv) {
+  std::size_t row = 0;
+  for (const SequenceRows& each : sequences) {
+    rotate_and_store(stream, shape, rotary, each.first_position, qkv.slice(row, each.num_rows),
+                     each.kv);
+    row += each.num_rows;
+  }
+}
+
+void Backend::attention_batch(Stream& stream, const AttentionShape& shape,
+                              const AttentionParams& params,
+                              std::span<const SequenceRows> sequences, Activations qkv,
+                              Activations out) {
+  std::size_t row = 0;
+  for (const SequenceRows& each : sequences) {
+    attention(stream, shape, params, each.first_position, qkv.slice(row, each.num_rows), each.kv,
+              out.slice(row, each.num_rows));
+    row += each.num_rows;
+  }
+}
+
 void Backend::wait_for_choice(Stream& stream, std::size_t) { stream.synchronize(); }
 
 std::unique_ptr<DeviceBuffer> Backend::make_expert_table(const ExpertShape&,

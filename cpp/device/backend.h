@@ -95,6 +95,15 @@ class Backend {
                          Position first_position, Activations qkv, const KvLayer& kv,
                          Activations out) = 0;
 
+  // Both for several sequences, whose rows follow one another in qkv and out; the same bits.
+  virtual void rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
+                                      const RotaryParams& rotary,
+                                      std::span<const SequenceRows> sequences, Activations qkv);
+  virtual void attention_batch(Stream& stream, const AttentionShape& shape,
+                               const AttentionParams& params,
+                               std::span<const SequenceRows> sequences, Activations qkv,
+                               Activations out);
+
   // Fills the first top_k slots of every token: ids by falling score (of equals the lower id), and
   // weights. `logits`: (tokens, num_experts), the router's product.
   virtual void route(Stream& stream, const RouterParams& params, Activations logits,

@@ -90,6 +90,13 @@ struct KvLayer {
   std::size_t pitch = 0;     // floats, >= head_dim
 };
 
+// Consecutive rows of a pass that are the next tokens of one sequence, and its KV cache of a layer.
+struct SequenceRows {
+  std::size_t num_rows = 0;
+  std::size_t first_position = 0;
+  KvLayer kv;
+};
+
 // Normalises (optionally), rotates, and stores the keys and values of new tokens.
 struct RotaryParams {
   const float* inv_freq = nullptr;  // (head_dim / 2)
