@@ -49,6 +49,10 @@ std::size_t parse_budget(std::string_view text, std::size_t total_bytes) {
   return parse("expert_budget", text, total_bytes, /*may_be_zero=*/false);
 }
 
+std::size_t parse_kv_budget(std::string_view text, std::size_t total_bytes) {
+  return parse("kv_budget", text, total_bytes, /*may_be_zero=*/false);
+}
+
 std::size_t parse_pin_limit(std::string_view text, std::size_t total_bytes) {
   return parse("pin_limit", text, total_bytes, /*may_be_zero=*/true);
 }

@@ -11,5 +11,7 @@ namespace moerun {
 std::size_t parse_budget(std::string_view text, std::size_t total_bytes);
 // The same for the most memory that may be page-locked, of which there may be none.
 std::size_t parse_pin_limit(std::string_view text, std::size_t total_bytes);
+// The same for the KV caches of a batch.
+std::size_t parse_kv_budget(std::string_view text, std::size_t total_bytes);
 
 }  // namespace moerun

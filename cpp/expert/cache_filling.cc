@@ -126,7 +126,7 @@ std::uint64_t ExpertCache::fill(std::span<const SlotFill> fills,
   std::uint64_t bytes = 0;
   {
     const std::lock_guard lock(stats_mutex_);
-    is_between_tokens_ = false;  // what is read now is no token's
+    is_between_steps_ = false;  // what is read now is no token's
   }
   const auto start = [&](const SlotFill& fill) {
     const LayerState& layer = layers_[fill.layer_index];

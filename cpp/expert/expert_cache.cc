@@ -108,7 +108,7 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   if (state.policy && mode == AccessMode::decode) admit(state, *lease, uses_slots);
   if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
   has_waiting_demand_ = false;
-  if (mode == AccessMode::prefill) is_between_tokens_ = false;
+  if (mode == AccessMode::prefill) is_between_steps_ = false;
   if (mode == AccessMode::prefill) window_.forget_guess(lease->layer_index_);
   for (auto& item : lease->items_) {
     if (item.first_record == state.num_records || item.transfer || has_waiting_demand_) continue;
@@ -328,32 +328,36 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
   item.transfer.reset();
 }
 
-void ExpertCache::begin_token() {
+void ExpertCache::begin_step(std::size_t num_tokens) {
   const std::lock_guard lock(stats_mutex_);
   engine_->look();  // or what ended while the last token was sampled would go on being busy
-  if (!is_between_tokens_) link_before_ = engine_->stats();
+  step_tokens_ = num_tokens;
+  if (!is_between_steps_) link_before_ = engine_->stats();
+  // The window is of one sequence at a time.
+  if (num_tokens != 1) return;
   window_.begin_token([this](std::size_t index) { return residents_of(index); });
 }
 
-void ExpertCache::finish_token(double seconds) {
+void ExpertCache::finish_step(double seconds) {
   const std::lock_guard lock(stats_mutex_);
   const TransferStats link = engine_->stats();
   const TransferStats used = {link.bytes - link_before_.bytes,
                               link.busy_seconds - link_before_.busy_seconds};
   // What is read while the token is sampled belongs to the next one.
   link_before_ = link;
-  is_between_tokens_ = true;
+  is_between_steps_ = true;
   decode_link_.bytes += used.bytes;
   decode_link_.busy_seconds += used.busy_seconds;
   measure_link(used);
-  ++decode_tokens_;
-  window_.finish_token();
+  decode_tokens_ += step_tokens_;
+  ++decode_steps_;
+  if (step_tokens_ == 1) window_.finish_token();
   decode_seconds_ += seconds;
   double bytes = 0;
   for (const LayerState& layer : layers_) {
     bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
   }
-  bytes /= static_cast<double>(decode_tokens_);
+  bytes /= static_cast<double>(decode_steps_);
   defence_.record(seconds, best_link_rate_ > 0 ? bytes / best_link_rate_ : 0);
 }
 
@@ -372,6 +376,7 @@ CacheStats ExpertCache::stats() const {
   CacheStats stats;
   for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
   stats.decode_tokens = decode_tokens_;
+  stats.decode_steps = decode_steps_;
   stats.decode_seconds = decode_seconds_;
   stats.warm_bytes = warm_bytes_;
   stats.reconfigured = num_reconfigured_;

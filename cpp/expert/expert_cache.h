@@ -124,9 +124,9 @@ class ExpertCache {
   // layer does not use is dropped then.
   void prefetch(std::size_t layer, std::span<const std::size_t> experts);
 
-  // Around the decoding of a token, which took so much time.
-  void begin_token();
-  void finish_token(double seconds);
+  // Around a step that decodes one token of each of so many sequences, which took so much time.
+  void begin_step(std::size_t num_tokens);
+  void finish_step(double seconds);
 
   CacheStats stats() const;
   std::uint64_t decode_tokens() const;
@@ -258,9 +258,11 @@ class ExpertCache {
   bool has_waiting_demand_ = false;  // the lease wants more of the ring than there is
   mutable std::mutex stats_mutex_;   // counters are read by other threads
   std::uint64_t decode_tokens_ = 0;
+  std::uint64_t decode_steps_ = 0;
+  std::size_t step_tokens_ = 0;
   double decode_seconds_ = 0;
-  TransferStats link_before_;       // when the token began
-  bool is_between_tokens_ = false;  // and nothing else was read since the last one
+  TransferStats link_before_;      // when the step began
+  bool is_between_steps_ = false;  // and nothing else was read since the last one
   TransferStats decode_link_;
   TransferStats stretch_;  // of decoding, since the rate was last taken
   double best_link_rate_ = 0;

@@ -80,7 +80,7 @@ TransferTiming ExpertCache::measure_transfers(std::size_t layer,
     timing.bytes += engine_->bytes_read(*transfer);
   }
   const std::lock_guard lock(stats_mutex_);
-  is_between_tokens_ = false;  // what was read now is of no token
+  is_between_steps_ = false;  // what was read now is of no token
   return timing;
 }
 

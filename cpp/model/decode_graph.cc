@@ -22,22 +22,23 @@ DecodeGraph::DecodeGraph(Decoder& decoder, Backend& backend, std::size_t vocab_s
       vocab_size_(vocab_size) {}
 
 bool DecodeGraph::serves(const Decoder::Pass& pass) const {
-  return work_ && work_->is_current() && pass.first_position < end_position_ &&
-         decoder_.is_long(pass.sequence_length) == is_long_;
+  const Decoder::Sequence& sequence = pass.only_sequence();
+  return work_ && work_->is_current() && sequence.first_position < end_position_ &&
+         decoder_.is_long(sequence.length) == is_long_;
 }
 
 void DecodeGraph::record(const Decoder::Pass& pass) {
   work_.reset();
-  end_position_ = std::min(std::max(kFewestPositions, std::bit_ceil(pass.first_position + 1)),
-                           pass.kv_cache.capacity_tokens());
-  is_long_ = decoder_.is_long(pass.sequence_length);
+  const Decoder::Sequence& now = pass.only_sequence();
+  end_position_ = std::min(std::max(kFewestPositions, std::bit_ceil(now.first_position + 1)),
+                           now.kv_cache->capacity_tokens());
+  is_long_ = decoder_.is_long(now.length);
   const Decoder::InputOnDevice input{input_->as<std::int32_t>(), input_->as<std::int32_t>() + 1};
+  const Decoder::Sequence last{now.kv_cache, end_position_ - 1, 1, now.length};
   const Decoder::Pass recorded{pass.stream,
-                               pass.kv_cache,
                                pass.workspace,
                                pass.token_ids,
-                               end_position_ - 1,
-                               pass.sequence_length,
+                               {&last, 1},
                                /*is_decoding=*/true,
                                /*between_layers=*/nullptr,
                                /*record=*/nullptr,
@@ -77,7 +78,8 @@ void DecodeGraph::run(const Decoder::Pass& pass, std::span<float> logits) {
     }
   }
   host_input_->as<std::int32_t>()[0] = pass.token_ids.front();
-  host_input_->as<std::int32_t>()[1] = static_cast<std::int32_t>(pass.first_position);
+  host_input_->as<std::int32_t>()[1] =
+      static_cast<std::int32_t>(pass.only_sequence().first_position);
   work_->run();
   pass.stream.synchronize();
   std::copy_n(logits_->as<float>(), logits.size(), logits.data());

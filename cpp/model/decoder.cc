@@ -15,7 +15,8 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, Backend
       backend_(backend),
       cache_(cache),
       options_(options),
-      predictor_(weights, static_cast<std::size_t>(config.top_k), backend),
+      num_active_(weights.num_moe_layers()),
+      active_(weights.num_moe_layers()),
       times_(weights.num_moe_layers()),
       rope_(make_rope_table(config)) {
   if (options.segment_records % kQuantumRecords != 0) {
@@ -63,7 +64,7 @@ void Decoder::move_rope() {
 // Nobody waits while a pass is recorded; and recording the routing takes time of its own.
 bool Decoder::is_timed(const Pass& pass) const {
   return (backend_.is_host() || options_.sync_times) && pass.record == nullptr &&
-         pass.input == nullptr;
+         pass.input == nullptr && !pass.is_batch();
 }
 
 double Decoder::moment(const Pass& pass) const {
@@ -74,11 +75,12 @@ double Decoder::moment(const Pass& pass) const {
 void Decoder::run(const Pass& pass) {
   const auto begin = std::chrono::steady_clock::now();
   if (is_timed(pass)) {
-    times_.begin(&pass.kv_cache, pass.first_position, pass.token_ids.size(), pass.is_decoding,
+    const Sequence& sequence = pass.only_sequence();
+    times_.begin(sequence.kv_cache, sequence.first_position, sequence.num_tokens, pass.is_decoding,
                  moment(pass));
   }
   if (cache_ != nullptr) cache_->begin_pass(pass.stream);
-  if (cache_ != nullptr && pass.is_decoding) cache_->begin_token();
+  if (cache_ != nullptr && pass.is_decoding) cache_->begin_step(pass.sequences.size());
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
   const auto scale = static_cast<float>(config_.embedding_multiplier);
@@ -105,10 +107,11 @@ void Decoder::run(const Pass& pass) {
   backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
                 space.normed.slice(0, tokens));
   if (!pass.is_decoding) return;
-  ++num_decoded_;
+  num_decoded_ += pass.sequences.size();
+  if (!needs_no_host()) active_.add_step(pass.sequences.size(), num_active_);
   if (cache_ == nullptr) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-  cache_->finish_token(elapsed.count());
+  cache_->finish_step(elapsed.count());
 }
 
 void Decoder::run_layer(const Pass& pass, std::size_t index) {
@@ -118,24 +121,55 @@ void Decoder::run_layer(const Pass& pass, std::size_t index) {
   const Activations normed = pass.workspace.normed.slice(0, tokens);
   const Activations qkv = pass.workspace.qkv.slice(0, tokens);
   const Activations attended = pass.workspace.attended.slice(0, tokens);
-  const KvLayer kv = pass.kv_cache.layer(index);
   const LinearOutput to_residual{static_cast<float>(config_.residual_multiplier),
                                  /*accumulate=*/true};
-  const AttentionParams attention{static_cast<float>(config_.attention_multiplier),
-                                  static_cast<std::size_t>(config_.sliding_window[index]),
-                                  /*may_round=*/layer.qkv.weight.dtype != DType::f32};
-  const Position position = pass.input != nullptr
-                                ? Position(pass.first_position, pass.input->position)
-                                : Position(pass.first_position);
 
   backend_.norm(pass.stream, layer.input_norm, hidden, normed);
   backend_.linear(pass.stream, layer.qkv, normed, qkv, {});
-  backend_.rotate_and_store(pass.stream, attention_shape_, rotary(layer, pass.sequence_length),
-                            position, qkv, kv);
-  backend_.attention(pass.stream, attention_shape_, attention, position, qkv, kv, attended);
+  attend(pass, index);
   backend_.linear(pass.stream, layer.o_proj, attended, hidden, to_residual);
   backend_.norm(pass.stream, layer.post_attention_norm, hidden, normed);
   run_experts(pass, index);
+}
+
+void Decoder::attend(const Pass& pass, std::size_t index) {
+  const LayerWeights& layer = weights_.layers[index];
+  const std::size_t tokens = pass.token_ids.size();
+  const Activations qkv = pass.workspace.qkv.slice(0, tokens);
+  const Activations attended = pass.workspace.attended.slice(0, tokens);
+  const AttentionParams attention{static_cast<float>(config_.attention_multiplier),
+                                  static_cast<std::size_t>(config_.sliding_window[index]),
+                                  /*may_round=*/layer.qkv.weight.dtype != DType::f32};
+  if (!pass.is_batch()) {
+    const Sequence& sequence = pass.only_sequence();
+    const KvLayer kv = sequence.kv_cache->layer(index);
+    const Position position = pass.input != nullptr
+                                  ? Position(sequence.first_position, pass.input->position)
+                                  : Position(sequence.first_position);
+    backend_.rotate_and_store(pass.stream, attention_shape_, rotary(layer, sequence.length),
+                              position, qkv, kv);
+    backend_.attention(pass.stream, attention_shape_, attention, position, qkv, kv, attended);
+    return;
+  }
+  std::vector<SequenceRows> rows;
+  rows.reserve(pass.sequences.size());
+  for (const Sequence& each : pass.sequences) {
+    rows.push_back({each.num_tokens, each.first_position, each.kv_cache->layer(index)});
+  }
+  // Neighbours that take the same rotary frequencies go together.
+  std::size_t first_row = 0;
+  for (std::size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
+    const bool takes_long = is_long(pass.sequences[begin].length);
+    std::size_t num_rows = 0;
+    for (; end < rows.size() && is_long(pass.sequences[end].length) == takes_long; ++end) {
+      num_rows += rows[end].num_rows;
+    }
+    backend_.rotate_and_store_batch(
+        pass.stream, attention_shape_, rotary(layer, pass.sequences[begin].length),
+        std::span(rows).subspan(begin, end - begin), qkv.slice(first_row, num_rows));
+    first_row += num_rows;
+  }
+  backend_.attention_batch(pass.stream, attention_shape_, attention, rows, qkv, attended);
 }
 
 std::size_t Decoder::num_slots(const LayerWeights& layer) const {
@@ -155,6 +189,7 @@ void Decoder::run_experts(const Pass& pass, std::size_t index) {
   if (is_routed && pass.is_decoding && options_.replay) replay_routing(pass, index);
   const Routing on_host = pass.workspace.routing_on_host(tokens, num_slots(layer));
   if (is_routed && pass.record != nullptr) record_routing(pass, index, on_host);
+  if (is_routed && pass.is_decoding && for_host) count_active(pass, index, on_host);
 
   double waited_s = 0;
   if (is_routed && cache_ != nullptr) {
@@ -188,7 +223,7 @@ void Decoder::choose_experts(const Pass& pass, std::size_t index, bool for_host)
   const auto next = layer_with_experts_from(index + 1);
   if (!backend_.is_host() && cache_ != nullptr && pass.is_decoding && !options_.replay &&
       !layer.router.empty() && next && cache_->wants_prefetch()) {
-    requests.push_back(predictor_.request(*next, pass.workspace.hidden.slice(0, 1)));
+    requests.push_back(predictor_for(pass).request(*next, pass.workspace.hidden.slice(0, tokens)));
     is_predicted_ = true;
   }
   backend_.choose_experts(pass.stream, router_, requests);
@@ -222,6 +257,18 @@ void Decoder::compute_resident(const Pass& pass, std::size_t index, const Routin
     }
   }
   backend_.compute_segments(pass.stream, segments);
+}
+
+void Decoder::count_active(const Pass& pass, std::size_t index, const Routing& on_host) {
+  std::size_t& count = num_active_[weights_.moe_index(index)];
+  if (!pass.is_batch()) {
+    count = router_.top_k;
+    return;
+  }
+  const auto& shape = weights_.layers[index].experts;
+  count = active_experts({on_host.expert_ids, on_host.num_pairs()}, shape.num_experts,
+                         AccessMode::decode)
+              .experts.size();
 }
 
 double Decoder::compute_cached(const Pass& pass, std::size_t index, const Routing& on_host) {
@@ -311,12 +358,24 @@ void Decoder::prefetch_layer(const Pass& pass, std::size_t index, bool is_for_ne
     cache_->prefetch(index, std::vector<std::size_t>(predicted, predicted + router_.top_k));
     return;
   }
+  NextLayerRouter& predictor = predictor_for(pass);
+  const std::size_t tokens = pass.token_ids.size();
   if (!is_predicted_) {
-    const RouteRequest request = predictor_.request(index, pass.workspace.hidden.slice(0, 1));
+    const RouteRequest request = predictor.request(index, pass.workspace.hidden.slice(0, tokens));
     backend_.choose_experts(pass.stream, router_, {&request, 1});
   }
   backend_.wait_for_choice(pass.stream, is_predicted_ ? 1 : 0);
-  cache_->prefetch(index, predictor_.predicted());
+  cache_->prefetch(index, predictor.predicted_by_all(tokens));
+}
+
+// Made for as many tokens as the largest step so far.
+NextLayerRouter& Decoder::predictor_for(const Pass& pass) {
+  const std::size_t tokens = pass.token_ids.size();
+  if (!predictor_ || predictor_->max_tokens() < tokens) {
+    pass.stream.synchronize();  // what the old one was used for
+    predictor_.emplace(weights_, router_.top_k, backend_, tokens);
+  }
+  return *predictor_;
 }
 
 RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_length) const {

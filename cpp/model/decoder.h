@@ -11,6 +11,7 @@
 
 #include "device/backend.h"
 #include "expert/expert_cache.h"
+#include "model/active_expert_counts.h"
 #include "model/kv_cache.h"
 #include "model/layer_times.h"
 #include "model/routing_replay.h"
@@ -50,20 +51,29 @@ class Decoder {
     const std::int32_t* position;
   };
 
-  // What a pass works on: one sequence's KV cache and memory for activations.
+  // The next tokens of one sequence.
+  struct Sequence {
+    KvCache* kv_cache = nullptr;
+    std::size_t first_position = 0;
+    std::size_t num_tokens = 0;
+    std::size_t length = 0;  // with these tokens and those to come of the same call
+  };
+
+  // What a pass works on: the KV caches of its sequences, and memory for activations.
   struct Pass {
     Stream& stream;
-    KvCache& kv_cache;
     Workspace& workspace;
-    std::span<const std::int32_t> token_ids;  // at most workspace.max_tokens()
-    std::size_t first_position = 0;
-    std::size_t sequence_length = 0;  // with these tokens and those to come of the same call
-    bool is_decoding = false;         // one token, and not the rest of a longer prompt
+    std::span<const std::int32_t> token_ids;  // of all sequences; at most workspace.max_tokens()
+    std::span<const Sequence> sequences;      // in the order of their tokens; at least one
+    bool is_decoding = false;                 // one token each, and not the rest of a longer prompt
     const Checkpointer* between_layers = nullptr;
-    RoutingRecord* record = nullptr;  // told of the routing
+    RoutingRecord* record = nullptr;  // told of the routing, of a single sequence
     // In place of token_ids and first_position, of which the latter is then the largest that may
-    // come.
+    // come. Of a single sequence.
     const InputOnDevice* input = nullptr;
+
+    const Sequence& only_sequence() const { return sequences.front(); }
+    bool is_batch() const { return sequences.size() > 1; }
   };
 
   // Runs all layers and leaves the normalised last hidden states in workspace.normed.
@@ -85,16 +95,22 @@ class Decoder {
   // Bytes of weights and KV cache that decoding one token reads, at a position.
   std::size_t decode_bytes(std::size_t position) const;
 
-  // Of passes whose routing was not recorded. On devices: nothing, without sync_times.
+  // Of steps that decoded with the host in between (see needs_no_host()).
+  const ActiveExpertCounts& active_counts() const { return active_; }
+
+  // Of passes of one sequence whose routing was not recorded. On devices: nothing, without
+  // sync_times.
   const LayerTimes& layer_times() const { return times_; }
 
  private:
   void run_layer(const Pass& pass, std::size_t index);
+  void attend(const Pass& pass, std::size_t index);
   void run_experts(const Pass& pass, std::size_t index);
   bool is_timed(const Pass& pass) const;
   double moment(const Pass& pass) const;
   void choose_experts(const Pass& pass, std::size_t index, bool for_host);
   std::size_t num_slots(const LayerWeights& layer) const;
+  void count_active(const Pass& pass, std::size_t index, const Routing& on_host);
   std::optional<std::size_t> layer_with_experts_from(std::size_t index) const;
   void make_expert_tables();
   void compute_resident(const Pass& pass, std::size_t index, const Routing& on_host);
@@ -109,6 +125,7 @@ class Decoder {
   void prefetch_after(const Pass& pass, std::size_t index);
   void prefetch_layer(const Pass& pass, std::size_t index, bool is_for_next_token);
   void move_rope();
+  NextLayerRouter& predictor_for(const Pass& pass);
   RotaryParams rotary(const LayerWeights& layer, std::size_t sequence_length) const;
 
   const ModelConfig& config_;
@@ -116,11 +133,13 @@ class Decoder {
   Backend& backend_;
   ExpertCache* cache_;
   DecoderOptions options_;
-  NextLayerRouter predictor_;
-  std::optional<NextLayerRouter> recorder_;  // of predictions, for many tokens at once
+  std::optional<NextLayerRouter> predictor_;  // see predictor_for()
+  std::optional<NextLayerRouter> recorder_;   // of predictions, for many tokens at once
   bool is_predicted_ = false;  // the layer's own choice came with that of the next one
   std::vector<std::unique_ptr<DeviceBuffer>> expert_tables_;  // (layers); see needs_no_host()
   std::uint64_t num_decoded_ = 0;
+  std::vector<std::size_t> num_active_;  // (layers with experts) of the pass
+  ActiveExpertCounts active_;
   LayerTimes times_;
   AttentionShape attention_shape_;
   RouterParams router_;

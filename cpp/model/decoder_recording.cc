@@ -11,7 +11,7 @@ void Decoder::record_logits(const Pass& pass, std::size_t index, Activations log
                 reinterpret_cast<const std::byte*>(logits.data), rows.size() * sizeof(float));
   pass.stream.synchronize();
   for (std::size_t t = 0; t < logits.rows; ++t) {
-    pass.record->record_logits(weights_.moe_index(index), pass.first_position + t,
+    pass.record->record_logits(weights_.moe_index(index), pass.only_sequence().first_position + t,
                                {rows.data() + t * logits.pitch, logits.cols});
   }
 }
@@ -19,7 +19,7 @@ void Decoder::record_logits(const Pass& pass, std::size_t index, Activations log
 void Decoder::record_routing(const Pass& pass, std::size_t index, const Routing& routing) const {
   for (std::size_t t = 0; t < routing.tokens; ++t) {
     const std::size_t first = t * routing.slots;
-    pass.record->record(weights_.moe_index(index), pass.first_position + t,
+    pass.record->record(weights_.moe_index(index), pass.only_sequence().first_position + t,
                         {routing.expert_ids + first, router_.top_k},
                         {routing.expert_weights + first, router_.top_k});
   }
@@ -42,7 +42,8 @@ void Decoder::record_predictions(const Pass& pass, std::optional<std::size_t> la
   backend_.choose_experts(pass.stream, router_, {&request, 1});
   backend_.wait_for_choice(pass.stream, 0);
   for (std::size_t t = 0; t < tokens; ++t) {
-    pass.record->record_prefetch(weights_.moe_index(*layer), pass.first_position + t + ahead,
+    pass.record->record_prefetch(weights_.moe_index(*layer),
+                                 pass.only_sequence().first_position + t + ahead,
                                  recorder_->predicted(t));
   }
 }

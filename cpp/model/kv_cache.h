@@ -11,10 +11,12 @@
 
 namespace moerun {
 
-// Address space for the whole context is reserved at once, memory comes as tokens fill it.
 class KvCache {
  public:
+  // Memory of its own: address space for all tokens is reserved at once, and filled as they come.
   KvCache(const ModelConfig& config, std::size_t capacity_tokens, Backend& backend);
+  // In memory of somebody else, of bytes_for(config, capacity_tokens).
+  KvCache(const ModelConfig& config, std::size_t capacity_tokens, std::byte* memory);
 
   KvLayer layer(std::size_t index) const;
   std::size_t capacity_tokens() const { return capacity_; }
@@ -24,10 +26,13 @@ class KvCache {
   static std::size_t bytes_for(const ModelConfig& config, std::size_t tokens);
 
  private:
+  KvCache(const ModelConfig& config, std::size_t capacity_tokens);
+
   std::size_t capacity_;
   std::size_t num_kv_heads_;
   std::size_t pitch_;
-  std::vector<std::unique_ptr<DeviceBuffer>> layers_;  // keys, then values
+  std::vector<std::unique_ptr<DeviceBuffer>> memory_;
+  std::vector<float*> layers_;  // keys, then values
 };
 
 }  // namespace moerun

@@ -222,15 +222,20 @@ TransferTiming Model::measure_transfers(std::size_t layer, std::span<const std::
   });
 }
 
+void Model::settle(PassMemory& memory) noexcept {
+  try {
+    memory.stream->synchronize();
+  } catch (...) {  // what interrupted the pass is what is reported
+  }
+}
+
 std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
   {
     const std::lock_guard lock(memory_mutex_);
     if (idle_memory_) return std::move(idle_memory_);
   }
-  const auto max_tokens =
-      std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length());
-  return std::make_unique<PassMemory>(
-      PassMemory{plan_.backend->make_stream(), Workspace(config(), max_tokens, *plan_.backend)});
+  return std::make_unique<PassMemory>(PassMemory{
+      plan_.backend->make_stream(), Workspace(config(), max_pass_tokens(), *plan_.backend)});
 }
 
 void Model::check_open() const {
@@ -270,6 +275,16 @@ std::optional<GenerationStats> Model::generation_stats() const {
 void Model::publish(const GenerationStats& stats) {
   const std::lock_guard lock(stats_mutex_);
   generation_stats_ = stats;
+}
+
+std::optional<BatchStats> Model::batch_stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  return batch_stats_;
+}
+
+void Model::publish(const BatchStats& stats) {
+  const std::lock_guard lock(stats_mutex_);
+  batch_stats_ = stats;
 }
 
 }  // namespace moerun

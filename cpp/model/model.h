@@ -1,6 +1,7 @@
 // A loaded model: what Python, C and C++ callers hold.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -18,6 +19,7 @@
 #include "expert/expert_cache.h"
 #include "expert/expert_store.h"
 #include "io/checkpoint.h"
+#include "model/batch_stats.h"
 #include "model/decoder.h"
 #include "model/device_choice.h"
 #include "model/memory_plan.h"
@@ -130,7 +132,9 @@ class Model {
   std::vector<CacheEvent> take_cache_events() { return events_.take(); }
   // Of the generation that made progress last; none yet: nothing.
   std::optional<GenerationStats> generation_stats() const;
+  std::optional<BatchStats> batch_stats() const;  // and of the batch
 
+  const ActiveExpertCounts& active_counts() const { return decoder_->active_counts(); }
   // Of the last passes; see Decoder::layer_times.
   const LayerTimes& layer_times() const { return decoder_->layer_times(); }
   // See ExpertCache::measure_transfers. InvalidArgument where every expert is resident.
@@ -138,8 +142,14 @@ class Model {
                                    std::size_t first_record, const Checkpointer& while_waiting);
 
   void publish(const GenerationStats& stats);
+  void publish(const BatchStats& stats);
   // Bytes of weights and KV cache that decoding one token reads, at a position.
   std::size_t decode_bytes(std::size_t position) const { return decoder_->decode_bytes(position); }
+
+  // Tokens that go through the layers together.
+  std::size_t max_pass_tokens() const {
+    return std::min(static_cast<std::size_t>(options_.prefill_chunk), context_length());
+  }
 
   // Throws InvalidArgument for an empty list, ids out of range, or more than the context holds.
   void check_prompt(std::span<const std::int32_t> token_ids) const;
@@ -149,6 +159,7 @@ class Model {
   void check_open() const;
 
  private:
+  friend class BatchGeneration;
   friend class Session;
   void close(const DeviceError& cause) noexcept;
   // For destructors, which may run on any thread.
@@ -165,6 +176,22 @@ class Model {
       throw;
     }
   }
+
+  // Nothing else runs on the model meanwhile. If `body` throws, what it issued has ended: the next
+  // stream knows nothing of this one, and both use the expert cache.
+  template <typename Body>
+  void run_alone(PassMemory& memory, Body&& body) {
+    const std::lock_guard lock(step_mutex_);
+    on_device([&] {
+      try {
+        body();
+      } catch (...) {
+        settle(memory);
+        throw;
+      }
+    });
+  }
+  static void settle(PassMemory& memory) noexcept;
 
   Model(ModelPlan plan, const ModelOptions& options);
 
@@ -190,6 +217,7 @@ class Model {
   std::optional<DeviceError> failure_;
   mutable std::mutex stats_mutex_;
   std::optional<GenerationStats> generation_stats_;
+  std::optional<BatchStats> batch_stats_;
 };
 
 }  // namespace moerun

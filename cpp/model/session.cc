@@ -37,23 +37,7 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
     throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
-  const std::lock_guard lock(model_->step_mutex_);
-  model_->on_device([&] {
-    try {
-      run(token_ids, logits, between_layers, record);
-    } catch (...) {
-      settle();
-      throw;
-    }
-  });
-}
-
-// The next session's stream knows nothing of this one, and both use the expert cache.
-void Session::settle() noexcept {
-  try {
-    memory_->stream->synchronize();
-  } catch (...) {  // what interrupted the pass is what is reported
-  }
+  model_->run_alone(*memory_, [&] { run(token_ids, logits, between_layers, record); });
 }
 
 void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logits,
@@ -64,12 +48,11 @@ void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logi
   Workspace& workspace = memory_->workspace;
   for (std::size_t first = 0; first < token_ids.size(); first += workspace.max_tokens()) {
     const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
+    const Decoder::Sequence sequence{&kv_cache_, num_tokens_, count, sequence_length};
     const Decoder::Pass pass{*memory_->stream,
-                             kv_cache_,
                              workspace,
                              token_ids.subspan(first, count),
-                             num_tokens_,
-                             sequence_length,
+                             {&sequence, 1},
                              token_ids.size() == 1,
                              between_layers ? &between_layers : nullptr,
                              record};
@@ -88,7 +71,7 @@ void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logi
     }
     num_tokens_ += count;
   }
-  memory_->stream->synchronize();  // see settle()
+  memory_->stream->synchronize();  // see Model::run_alone()
 }
 
 void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& record) {
@@ -101,7 +84,8 @@ void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& recor
     model_->decoder_->compute_logits(pass, first, {logits.data(), rows, vocab, vocab});
     for (std::size_t row = 0; row < rows; ++row) {
       const float* of_token = logits.data() + row * vocab;
-      record.predicted_ids[pass.first_position + first + row - record.first_position] =
+      record.predicted_ids[pass.only_sequence().first_position + first + row -
+                           record.first_position] =
           static_cast<std::int32_t>(std::max_element(of_token, of_token + vocab) - of_token);
     }
   }

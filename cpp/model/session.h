@@ -36,7 +36,6 @@ class Session {
  private:
   void run(std::span<const std::int32_t> token_ids, std::span<float> logits,
            const Checkpointer& between_layers, RoutingRecord* record);
-  void settle() noexcept;
   void record_predictions(const Decoder::Pass& pass, RoutingRecord& record);
 
   std::shared_ptr<Model> model_;

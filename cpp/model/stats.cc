@@ -24,6 +24,44 @@ std::string hex(std::uint64_t value) {
   return text;
 }
 
+double mean(double sum, double count) { return count > 0 ? sum / count : 0; }
+
+Json batch_json(const std::optional<BatchStats>& batch) {
+  if (!batch) return nullptr;
+  const auto steps = static_cast<double>(batch->steps);
+  const auto decoded = static_cast<double>(batch->decode_tokens);
+  Json layers = Json::array();
+  double active = 0;
+  for (const std::uint64_t count : batch->active_experts) {
+    layers.push_back(mean(static_cast<double>(count), steps));
+    active += static_cast<double>(count);
+  }
+  const double per_layer = mean(active, steps * static_cast<double>(layers.size()));
+  return {{"waiting", batch->waiting},
+          {"running", batch->running},
+          {"finished", batch->finished},
+          {"most_running", batch->most_running},
+          {"prompt_tokens", batch->prompt_tokens},
+          {"generated_tokens", batch->generated_tokens},
+          {"decode_tokens", batch->decode_tokens},
+          {"steps", batch->steps},
+          {"prefill_s", batch->prefill_seconds},
+          {"decode_s", batch->decode_seconds},
+          {"prefill_tokens_per_s",
+           rate(static_cast<double>(batch->prompt_tokens), batch->prefill_seconds)},
+          {"decode_tokens_per_s", rate(decoded, batch->decode_seconds)},
+          {"tokens_per_step", rate(decoded, steps)},
+          {"active_experts", layers.empty() || steps == 0 ? Json(nullptr) : Json(per_layer)},
+          {"active_experts_of_layers", steps == 0 ? Json::array() : layers},
+          {"hit_rate", rate(static_cast<double>(batch->hits), static_cast<double>(batch->lookups))},
+          {"bytes_per_token",
+           decoded > 0 ? Json(static_cast<double>(batch->bytes) / decoded) : Json(nullptr)},
+          {"kv_cache",
+           {{"budget_bytes", batch->kv_budget_bytes},
+            {"used_bytes", batch->kv_used_bytes},
+            {"peak_bytes", batch->kv_peak_bytes}}}};
+}
+
 }  // namespace
 
 std::string stats_json(const Model& model) {
@@ -57,6 +95,7 @@ std::string stats_json(const Model& model) {
   stats["decode_tokens_per_s"] = rate(decoded, last.decode_seconds);
   stats["decode_bytes_per_token"] = rate(decode_bytes, decoded);
   stats["decode_gb_per_s"] = rate(decode_bytes / 1e9, last.decode_seconds);
+  stats["batch"] = batch_json(model.batch_stats());
   stats["logits_hash"] = generation ? Json(hex(last.logits_hash)) : Json(nullptr);
   return stats.dump();
 }

@@ -50,4 +50,19 @@ std::vector<std::size_t> NextLayerRouter::predicted(std::size_t token) const {
   return {ids, ids + top_k_};
 }
 
+std::vector<std::size_t> NextLayerRouter::predicted_by_all(std::size_t tokens) const {
+  if (tokens == 1) return predicted();
+  std::vector<std::size_t> experts;  // by rank
+  std::vector<std::size_t> num_tokens(logits_.cols, 0);
+  for (std::size_t rank = 0; rank < top_k_; ++rank) {
+    for (std::size_t token = 0; token < tokens; ++token) {
+      const auto expert = static_cast<std::size_t>(on_host_.expert_ids[token * top_k_ + rank]);
+      if (num_tokens[expert]++ == 0) experts.push_back(expert);
+    }
+  }
+  std::stable_sort(experts.begin(), experts.end(),
+                   [&](std::size_t a, std::size_t b) { return num_tokens[a] > num_tokens[b]; });
+  return experts;
+}
+
 }  // namespace moerun

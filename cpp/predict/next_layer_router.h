@@ -23,6 +23,9 @@ class NextLayerRouter {
   RouteRequest request(std::size_t layer, Activations hidden) const;
   // What the last such request chose, the highest score first; after Backend::wait_for_choice().
   std::vector<std::size_t> predicted(std::size_t token = 0) const;
+  // What it chose for the first `tokens` tokens together, each once: those of most tokens first, of
+  // equals those with the better rank.
+  std::vector<std::size_t> predicted_by_all(std::size_t tokens) const;
   std::size_t max_tokens() const { return normed_.rows; }
 
  private:

@@ -175,14 +175,14 @@ void Driver::run_pass(const SimSequence& sequence, std::size_t first, std::size_
                       Kind kind) {
   const double begin = clock_.now();
   if (cache_ != nullptr) cache_->begin_pass(*stream_);
-  if (cache_ != nullptr && kind == Kind::decode) cache_->begin_token();
+  if (cache_ != nullptr && kind == Kind::decode) cache_->begin_step(1);
   for (std::size_t index = 0; index < layers_.size(); ++index) {
     run_layer(sequence, first, count, kind, index);
     if (options_.between_layers) options_.between_layers();
   }
   if (cache_ == nullptr || kind != Kind::decode) return;
   if (first + 1 < sequence.num_tokens) prefetch(sequence, first + 1, 0);
-  cache_->finish_token(clock_.now() - begin);
+  cache_->finish_step(clock_.now() - begin);
 }
 
 void Driver::run_layer(const SimSequence& sequence, std::size_t first, std::size_t count, Kind kind,

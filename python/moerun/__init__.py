@@ -11,6 +11,7 @@ from types import ModuleType
 
 from moerun import errors
 from moerun._moerun import __version__, build_info
+from moerun.batch import Batch, BatchResult
 from moerun.cache_control import CacheEvent, RoutingWindow
 from moerun.cache_options import dry_run
 from moerun.generation import Generation
@@ -22,6 +23,8 @@ from moerun.tokenizer import Tokenizer
 from moerun.trace import SequenceRouting, Trace, TraceWriter
 
 __all__ = [
+    "Batch",
+    "BatchResult",
     "CacheEvent",
     "Generation",
     "Model",

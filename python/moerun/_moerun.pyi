@@ -15,6 +15,24 @@ class Generation(Iterator[int]):
     def __iter__(self) -> Generation: ...
     def __next__(self) -> int: ...
 
+class BatchGeneration:
+    def __init__(self, model: Model, *, batch_size: int, kv_budget: str) -> None: ...
+    def add(
+        self,
+        token_ids: NDArray[np.int64],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+        stop_token_ids: list[int],
+    ) -> int: ...
+    def step(self) -> list[tuple[int, int, bool]]: ...
+    def cancel(self, sequence: int) -> None: ...
+
 class Model:
     config: dict[str, Any]
     context_length: int

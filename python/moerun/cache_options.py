@@ -58,12 +58,12 @@ def cache_options(
     options = {
         "expert_budget": None
         if expert_budget is None
-        else _size("expert_budget", expert_budget, 1),
+        else size_text("expert_budget", expert_budget, 1),
         "policy": None if policy is None else _named("policy", policy),
         "split": None if split is None else _splits(split),
         "prefetch": None if prefetch is None else _prefetch(prefetch),
         "plan": None if plan is None else plan_path(plan),
-        "pin_limit": None if pin_limit is None else _size("pin_limit", pin_limit, 0),
+        "pin_limit": None if pin_limit is None else size_text("pin_limit", pin_limit, 0),
         "host_tier": None if host_tier is None else _named("host_tier", host_tier),
     }
     return {name: value for name, value in options.items() if value is not None}
@@ -137,7 +137,8 @@ def _named(name: str, value: Any) -> str:
     return str(value)
 
 
-def _size(name: str, value: Any, least: int) -> str:
+def size_text(name: str, value: Any, least: int) -> str:
+    """Return a size as the runtime reads it: a text, or a number of bytes."""
     if isinstance(value, str):
         return _named(name, value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moerun import _moerun
-    from moerun.detokenizer import Detokenizer
-
-
-class StopStrings:
-    """Watches text that grows for the first of several strings to be complete."""
-
-    def __init__(self, strings: Sequence[str], detokenizer: Detokenizer) -> None:
-        self._strings = list(strings)
-        self._detokenizer = detokenizer
-        self._num_kept = max(len(string) for string in strings) - 1
-        self._tail = ""
-
-    def push(self, token_id: int) -> bool:
-        """Tell whether the text of `token_id` completes one of the strings."""
-        text = self._tail + self._detokenizer.push(token_id)
-        self._tail = text[-self._num_kept :] if self._num_kept else ""
-        return any(string in text for string in self._strings)
+    from moerun.generation_request import GenerationRequest
 
 
 class Generation(Iterator[int]):
@@ -37,24 +21,15 @@ class Generation(Iterator[int]):
     """
 
     def __init__(
-        self,
-        native: _moerun.Generation,
-        *,
-        seed: int,
-        eos_token_ids: Sequence[int],
-        stop_token_ids: Sequence[int],
-        stop_strings: StopStrings | None,
-        reason_at_limit: str,
-        at_end: Callable[[], None],
+        self, native: _moerun.Generation, request: GenerationRequest, *, at_end: Callable[[], None]
     ) -> None:
         self.prompt_tokens = native.prompt_tokens
-        self.seed = seed
+        self.seed = request.seed
         self.finish_reason: str | None = None
         self._native: _moerun.Generation | None = native
-        self._reason_of_token = dict.fromkeys(eos_token_ids, "eos")
-        self._reason_of_token.update(dict.fromkeys(stop_token_ids, "stop"))
-        self._stop_strings = stop_strings
-        self._reason_at_end = reason_at_limit
+        self._reason_of_token = request.reason_of_token
+        self._stop_strings = request.stop_strings
+        self._reason_at_end = request.reason_at_limit
         self._at_end: Callable[[], None] | None = at_end
 
     def __iter__(self) -> Generation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -15,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.arguments import check_int, check_number, check_str, check_token_ids
+from moerun.arguments import check_int, check_number, check_str
+from moerun.batch import Batch
 from moerun.cache_control import CacheControl
 from moerun.cache_options import Prefetch, Split, cache_options, machine_options
 from moerun.errors import InvalidArgumentError, MoerunError, MoerunWarning
-from moerun.generation import Generation, StopStrings
+from moerun.generation import Generation
+from moerun.generation_request import MAX_SEED, check_prompt, draw_seed, request_of
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
 from moerun.plan_files import check_plan_model
 from moerun.tokenizer import Tokenizer
 from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
-
-_MAX_SEED = 2**64 - 1
 
 
 class Model(CacheControl):
@@ -238,41 +237,75 @@ class Model(CacheControl):
         """
         native = self._open()
         self._plan_again()  # where the last text was not asked for to its end
-        prompt = self._check_prompt(token_ids, self.context_length - 1, "leave room to continue")
-        room = self.context_length - len(prompt)
-        if max_new_tokens is not None:
-            max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
-        is_limited = max_new_tokens is not None and max_new_tokens <= room
-        seed = secrets.randbits(32) if seed is None else check_int("seed", seed, 0, _MAX_SEED)
-        stop_ids, strings = self._check_stop(stop)
-        eos_ids = [] if ignore_eos else list(native.config["eos_token_ids"])
-        generation = native.generate(
-            prompt,
-            max_new_tokens=max_new_tokens if is_limited and max_new_tokens else room,
-            temperature=check_number("temperature", temperature, 0),
-            top_k=check_int("top_k", top_k, 0),
-            top_p=check_number("top_p", top_p, 0, 1, above_minimum=True),
-            min_p=check_number("min_p", min_p, 0, 1),
-            repetition_penalty=check_number(
-                "repetition_penalty", repetition_penalty, 0, above_minimum=True
-            ),
-            seed=seed,
-            stop_token_ids=[*eos_ids, *stop_ids],
+        request = request_of(
+            self,
+            token_ids,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed,
+            stop,
+            ignore_eos,
         )
         self._last_generation = Generation(
-            generation,
-            seed=seed,
-            eos_token_ids=eos_ids,
-            stop_token_ids=stop_ids,
-            stop_strings=(
-                StopStrings(strings, self.tokenizer.stream(skip_special_tokens=False))
-                if strings
-                else None
-            ),
-            reason_at_limit="length" if is_limited else "context",
-            at_end=self._plan_again,
+            native.generate(request.prompt, **request.native), request, at_end=self._plan_again
         )
         return self._last_generation
+
+    def batch(self, batch_size: int = 16, kv_budget: str | int | None = None) -> Batch:
+        """Return a batch without sequences, to add some to while it runs.
+
+        Args:
+            batch_size: most sequences that run at once; 1 to `prefill_chunk`.
+            kv_budget: most memory for the keys and values of their tokens: bytes, a text such as
+                "2GiB", or a share of what `batch_size` sequences take that fill the context.
+                Sequences for which there is no room wait. None for as much as can be needed, but
+                no more than half of the free memory.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range.
+            OutOfMemoryError: there is too little memory for `kv_budget`.
+        """
+        return Batch(self, batch_size, kv_budget)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Iterable[int] | NDArray[Any]],
+        *,
+        batch_size: int = 16,
+        kv_budget: str | int | None = None,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Batch:
+        """Continue many prompts at once; each gets the text that it gets alone.
+
+        Args:
+            prompts: token ids of each, as for `generate`.
+            batch_size: as for `batch`.
+            kv_budget: as for `batch`.
+            seed: of the first prompt; the n-th one after it has `seed` + n. None draws one.
+            **generation: the other arguments of `generate`, the same for all prompts.
+
+        Returns:
+            An iterator of the texts, the first to end first; its `results()` gives all in the order
+            of the prompts. They are computed as they are asked for.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range; of a
+                prompt, the message says its number.
+            OutOfMemoryError: as for `batch`.
+        """
+        batch = self.batch(batch_size, kv_budget)
+        first = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
+        for number, token_ids in enumerate(prompts):
+            try:
+                batch.add(token_ids, seed=(first + number) % (MAX_SEED + 1), **generation)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"prompts[{number}]: {error}") from None
+        return batch
 
     def trace(
         self,
@@ -316,7 +349,7 @@ class Model(CacheControl):
             prompt,
             generate=check_int("generate", generate, 0),
             temperature=check_number("temperature", temperature, 0),
-            seed=check_int("seed", seed, 0, _MAX_SEED),
+            seed=check_int("seed", seed, 0, MAX_SEED),
             with_weights=bool(with_weights),
             with_logits=bool(with_logits),
             with_predictions=bool(with_predictions),
@@ -356,6 +389,10 @@ class Model(CacheControl):
         max(compute, missed bytes / link rate). `window` compares the last `tokens` with what could
         have been: `hit_rate` (whole or top), `static_hit_rate` with the best fixed set of experts,
         `optimal_hit_rate` with full knowledge, and the same for each of its `layers`.
+        `batch`, of the batch that made progress last: sequences `waiting`, `running`, `finished`,
+        `most_running` at once; `prompt_tokens`, `decode_tokens` in so many `steps`, and both per
+        second; `active_experts` of a layer in a step, the mean; `hit_rate` (whole or top) and
+        `bytes_per_token` of the cache in these steps; `kv_cache` bytes.
         `plan`, of plan "auto", says what it started from, how often it was `planned` and
         `changed`, and what the `last` decision was.
         `reconfigured` counts `reconfigure`, `warm_bytes` what was read into slots in advance.
@@ -406,29 +443,6 @@ class Model(CacheControl):
             raise MoerunError(f"the model {self.path} is closed")
         return self._native
 
-    def _check_prompt(
-        self, token_ids: Any, max_tokens: int, purpose: str = "be computed"
-    ) -> NDArray[np.int64]:
-        ids = check_token_ids(token_ids, self._open().config["vocab_size"])
-        if len(ids) > max_tokens:
-            raise InvalidArgumentError(
-                f"the prompt has {len(ids)} tokens; to {purpose}, it may have at most {max_tokens} "
-                f"in a context of {self.context_length}. Shorten it, or load the model with a "
-                f"larger context_length if it allows one"
-            )
-        return ids
-
-    def _check_stop(self, stop: Any) -> tuple[list[int], list[str]]:
-        """Split `stop` into token ids and strings."""
-        if stop is None:
-            return [], []
-        items = stop if isinstance(stop, (list, tuple, set, frozenset)) else [stop]
-        strings = [item for item in items if isinstance(item, str)]
-        if "" in strings:
-            raise InvalidArgumentError("stop holds an empty string, which would end every text")
-        last_id = self._open().config["vocab_size"] - 1
-        return [
-            check_int("a token id in stop", item, 0, last_id)
-            for item in items
-            if not isinstance(item, str)
-        ], strings
+    def _check_prompt(self, token_ids: Any, max_tokens: int) -> NDArray[np.int64]:
+        vocab_size = self._open().config["vocab_size"]
+        return check_prompt(token_ids, vocab_size, self.context_length, max_tokens)

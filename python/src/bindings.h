@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "model/generation.h"
 
 namespace moerun::python {
 
@@ -18,6 +19,7 @@ void register_model(py::module_& module);
 void register_simulation(py::module_& module);
 void register_tracing(py::module_& module);
 void register_generation(py::module_& module);
+void register_batch(py::module_& module);
 void register_info(py::module_& module);
 void register_metrics(py::module_& module);
 void register_planning(py::module_& module);
@@ -29,6 +31,9 @@ py::object from_json(const std::string& text);
 // Any sequence of integers, or a one-dimensional integer array; InvalidArgument naming the first
 // entry that is not one.
 std::vector<std::int32_t> token_ids_from(const py::object& ids);
+
+// Of a generation, by keyword: max_new_tokens, stop_token_ids, and all of SamplingParams.
+GenerationParams generation_params_from(const py::kwargs& kwargs);
 
 // For calls that run without the GIL: lets Ctrl-C end them, looked at every tenth of a second.
 Checkpointer signal_checker();

@@ -139,18 +139,9 @@ py::array_t<float> forward_array(const PythonModel& self, const py::object& toke
 }
 
 std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& token_ids,
-                                     std::int64_t max_new_tokens, double temperature,
-                                     std::int64_t top_k, double top_p, double min_p,
-                                     double repetition_penalty, std::uint64_t seed,
-                                     const std::vector<std::int32_t>& stop_token_ids) {
+                                     const py::kwargs& kwargs) {
   const auto model = self.get();
-  if (max_new_tokens < 0) {
-    throw InvalidArgument(message("max_new_tokens: expected 0 or more, found ", max_new_tokens));
-  }
-  GenerationParams params;
-  params.max_new_tokens = static_cast<std::size_t>(max_new_tokens);
-  params.sampling = {temperature, top_k, top_p, min_p, repetition_penalty, seed};
-  params.stop_token_ids = stop_token_ids;
+  const GenerationParams params = generation_params_from(kwargs);
   auto ids = token_ids_from(token_ids);
   const py::gil_scoped_release release;
   return std::make_unique<Generation>(model, std::move(ids), params);
@@ -230,9 +221,7 @@ void register_model(py::module_& module) {
   py::class_<PythonModel>(module, "Model")
       .def(py::init(&load), py::arg("path"), py::arg("progress") = py::none())
       .def("forward", &forward_array, py::arg("token_ids"))
-      .def("generate", &generate, py::arg("token_ids"), py::kw_only(), py::arg("max_new_tokens"),
-           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("repetition_penalty"), py::arg("seed"), py::arg("stop_token_ids"))
+      .def("generate", &generate, py::arg("token_ids"))
       .def("stats", [](const PythonModel& self) { return from_json(stats_json(*self.get())); })
       .def("decode_tokens",
            [](const PythonModel& self) {

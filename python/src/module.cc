@@ -7,6 +7,7 @@ PYBIND11_MODULE(_moerun, module) {
   module.attr("__version__") = moerun::version();
   moerun::python::register_errors(module);
   moerun::python::register_generation(module);
+  moerun::python::register_batch(module);
   moerun::python::register_metrics(module);
   moerun::python::register_planning(module);
   moerun::python::register_timing(module);

@@ -89,11 +89,11 @@ class PatternCache {
   }
 
   void decode(const std::vector<std::vector<std::size_t>>& experts) {
-    cache_.begin_token();
+    cache_.begin_step(1);
     for (std::size_t i = 0; i < kLayers.size(); ++i) {
       use(kLayers[i], experts[i], AccessMode::decode);
     }
-    cache_.finish_token(0.001);
+    cache_.finish_step(0.001);
   }
 
   // What is resident has the right bytes; changes nothing.

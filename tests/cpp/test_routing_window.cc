@@ -129,7 +129,7 @@ TEST("routing_window: no live cache beats the bound, whatever prompts, warmth an
           cache.warm(1 + random() % 2, random_token(random)[0]);
           break;
         case 2: {  // a token that does not come to its end
-          cache.begin_token();
+          cache.begin_step(1);
           const auto experts = random_token(random)[0];
           if (random() % 2 == 0) pattern.use(1, experts, AccessMode::decode);
           if (random() % 2 == 0) cache.acquire(2, experts, AccessMode::decode);
@@ -194,11 +194,11 @@ TEST("routing_window: guesses are judged by rank, only where there were any") {
   PatternCache pattern(plan_text({{3, 1}, {3, 1}}));
   ExpertCache& cache = pattern.cache();
   const auto token = [&](const std::vector<std::size_t>& guess) {
-    cache.begin_token();
+    cache.begin_step(1);
     pattern.use(1, {0, 1, 2}, AccessMode::decode);
     if (!guess.empty()) cache.prefetch(2, guess);
     pattern.use(2, {3, 4, 5}, AccessMode::decode);
-    cache.finish_token(0.001);
+    cache.finish_step(0.001);
   };
   token({});
   token({3, 9, 5});

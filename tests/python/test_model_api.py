@@ -10,7 +10,7 @@ from conftest import change_json
 
 import moerun
 from moerun import Model, errors
-from moerun.generation import StopStrings
+from moerun.stop_strings import StopStrings
 
 PROMPT = '# Licensed under the Apache License, Version 2.0 (the "License");\n'
 

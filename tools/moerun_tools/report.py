@@ -23,6 +23,39 @@ def speed_line(stats: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> list[str]:
+    """Return the closing lines of a batch: how many texts, how fast, and what a step takes.
+
+    Args:
+        stats: of the model.
+        texts: lines of the file.
+        failed: of these.
+        before: lines that another run has done.
+    """
+    batch = stats["batch"]
+    done = f"{texts} lines, {failed} failed" if failed else f"{texts} texts"
+    if before:
+        done += f" ({before} of them before)"
+    if batch is None:
+        return [done]
+    tokens, per_step = batch["generated_tokens"], batch["tokens_per_step"]
+    seconds = batch["prefill_s"] + batch["decode_s"]
+    parts = [
+        f"{done}, {tokens} tokens in {as_seconds(seconds)}",
+        f"prefill {as_rate(batch['prefill_tokens_per_s'])} tok/s ({batch['prompt_tokens']} tokens)",
+        f"decode {as_rate(batch['decode_tokens_per_s'])} tok/s ({batch['steps']} steps of "
+        f"{'-' if per_step is None else f'{per_step:.1f}'} tokens)",
+    ]
+    kv = batch["kv_cache"]
+    step = [f"KV cache {as_bytes(kv['peak_bytes'])} of {as_bytes(kv['budget_bytes'])}"]
+    if batch["active_experts"] is not None:
+        step.insert(0, f"{batch['active_experts']:.1f} active experts a layer and step")
+    if batch["hit_rate"] is not None:
+        step.append(f"{100 * batch['hit_rate']:.1f} % hits")
+        step.append(f"{as_bytes(batch['bytes_per_token'])} read a token")
+    return [", ".join(parts), ", ".join(step)]
+
+
 def memory_line(stats: dict[str, Any]) -> str:
     """Return one line: where the run took place, what it held in memory, what made it unique."""
     memory = stats["memory"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,11 @@ Models that do not fit in memory:
   moe-run -m path/to/model --remove-pack
   moe-run -m path/to/model --expert-budget 6GiB --plan auto -i          plans while it runs
   moe-run -m path/to/model --plan plan.json --save-plan warm.json -i    starts warm next time
+
+\b
+Many prompts at once:
+  moe-run --batch prompts.jsonl -o texts.jsonl          a prompt a line: {"prompt": "import os"}
+  moe-run --batch prompts.jsonl -o texts.jsonl --resume --batch-size 64 --kv-budget 2GiB
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
@@ -134,6 +140,38 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     help="Only print what each memory tier would hold; loads nothing, needs no prompt.",
 )
 @_option(
+    "Batch",
+    "--batch",
+    metavar="FILE",
+    help="Continue all prompts of FILE, many at once. JSON lines: a text, or an object with "
+    "`prompt`, perhaps `id`, and options of its own such as `max_new_tokens` or `seed`.",
+)
+@_option(
+    "Batch",
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="JSON lines with `text`, or with `error`, in the order of the prompts.  "
+    "[default: standard output]",
+)
+@_option(
+    "Batch",
+    "--batch-size",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=16,
+    help="Most texts that are written at once.",
+)
+@_option(
+    "Batch",
+    "--kv-budget",
+    metavar="SIZE",
+    help="Most memory for their keys and values, such as 2GiB; texts without room wait.  "
+    "[default: what is needed, at most half of the free memory]",
+)
+@_option("Batch", "--resume", is_flag=True, help="Go on where another run ended, if one did.")
+@_option("Batch", "--overwrite", is_flag=True, help="Replace results that are there.")
+@_option(
     "Generation",
     "-n",
     "--max-new-tokens",
@@ -226,6 +264,12 @@ def main(
     save_plan: str | None,
     remove_pack: bool,
     dry_run: bool,
+    batch: str | None,
+    output: str | None,
+    batch_size: int,
+    kv_budget: str | None,
+    resume: bool,
+    overwrite: bool,
     as_json: bool,
     stats: bool,
     quiet: bool,
@@ -248,6 +292,17 @@ def main(
         raise click.UsageError("--save-plan needs a name that is not empty.")
     if any(not text for text in generation["stop"]):
         raise click.UsageError("--stop needs a text that is not empty.")
+
+    if batch is not None and (prompt is not None or file is not None or interactive):
+        raise click.UsageError("--batch takes the place of PROMPT, --file and --interactive.")
+    if batch is None and (output is not None or kv_budget is not None):
+        raise click.UsageError("--output and --kv-budget need --batch.")
+    if (resume or overwrite) and output is None:
+        raise click.UsageError("--resume and --overwrite need --output.")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other.")
+    if batch is not None and as_json and output is None:
+        raise click.UsageError("--batch with --json needs --output, for standard output has both.")
 
     machine = {"device": device, "threads": threads, "context_length": context_length}
     cache = cache_arguments(
@@ -275,8 +330,25 @@ def main(
     generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]]
     text = read_prompt(prompt, file) if prompt is not None or file is not None else None
     directory = resolve_model(model)  # before standard input, which may take long to end
-    if text is None and not interactive:
+    if text is None and not interactive and batch is None:
         text = read_prompt(None, None)
+    job = None
+    if batch is not None:
+        from moerun_tools.batch_run import BatchJob
+
+        job = BatchJob.prepare(
+            batch,
+            output,
+            directory,
+            resume,
+            overwrite,
+            quiet,
+            batch_size=batch_size,
+            kv_budget=kv_budget,
+            chat=chat,
+            system=system,
+            generation=generation,
+        )
     saved = None if save_plan is None else Path(save_plan).expanduser()
     if saved is not None:
         check_target(saved, [])
@@ -287,16 +359,22 @@ def main(
         **machine,
         **cache,
     ) as loaded:
-        conversation = Conversation(loaded, chat, system)
-        if interactive:
+        failed = 0
+        if job is not None:
+            failed = job.run(loaded, as_json=as_json, quiet=quiet, show_stats=stats)
+        elif interactive:
+            conversation = Conversation(loaded, chat, system)
             converse(loaded, conversation, text, quiet, stats, "moe-run", **generation)
         else:
             assert text is not None
+            conversation = Conversation(loaded, chat, system)
             _run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
         if saved is not None:
             loaded.save_plan(saved)
         if plan == "auto":
             _store_plan(loaded)
+    if failed:
+        sys.exit(1)
 
 
 def _store_plan(model: Any) -> None:

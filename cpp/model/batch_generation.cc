@@ -1,0 +1,260 @@
+#include "model/batch_generation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/bytes_text.h"
+#include "base/error.h"
+#include "expert/budget_text.h"
+
+namespace moerun {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
+                            std::size_t free_bytes) {
+  const std::size_t slab = KvArena::slab_bytes(model.config(), model.context_length());
+  const std::size_t all = options.batch_size * slab;
+  if (options.kv_budget.empty()) return std::min(all, std::max(slab, free_bytes / 2));
+  const std::size_t bytes = std::min(all, parse_kv_budget(options.kv_budget, all));
+  if (bytes <= free_bytes) return bytes;
+  throw OutOfMemory(message("kv_budget asks for ", bytes_text(bytes), ", but ",
+                            bytes_text(free_bytes),
+                            " of memory are free; give a smaller one, or a smaller batch_size"));
+}
+
+}  // namespace
+
+BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOptions& options)
+    : model_(std::move(model)), options_(options) {
+  if (model_->options().decoder.replay) {
+    throw InvalidArgument("a batch cannot run with a replayed routing, which is of one sequence");
+  }
+  const std::size_t max_tokens = model_->max_pass_tokens();
+  if (options_.batch_size == 0 || options_.batch_size > max_tokens) {
+    throw InvalidArgument(message("batch_size: expected 1 to ", max_tokens,
+                                  " (the tokens that go through the layers together: "
+                                  "prefill_chunk, at most the context), found ",
+                                  options_.batch_size));
+  }
+  Backend& backend = *model_->plan_.backend;
+  memory_ = model_->on_device([this] { return model_->borrow_pass_memory(); });
+  model_->on_device([&] {
+    arena_.emplace(model_->config(),
+                   kv_budget_bytes(*model_, options_, backend.memory().free_bytes), backend);
+  });
+  active_before_ = model_->active_counts().snapshot();
+  cache_before_ = cache_totals();
+  logits_.resize(options_.batch_size * static_cast<std::size_t>(model_->config().vocab_size));
+}
+
+BatchGeneration::~BatchGeneration() {
+  model_->make_current();
+  end_all();
+  arena_.reset();
+  if (memory_) model_->return_pass_memory(std::move(memory_));
+}
+
+void BatchGeneration::end_all() noexcept {
+  running_.clear();
+  waiting_.clear();
+}
+
+std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const GenerationParams& params) {
+  model_->check_prompt(prompt);
+  if (params.max_new_tokens == 0) {
+    throw InvalidArgument("max_new_tokens: expected at least 1, found 0");
+  }
+  const std::size_t context = model_->context_length();
+  // Of the answer's last token no keys are kept.
+  const std::size_t answer = std::min(params.max_new_tokens, context - prompt.size() + 1);
+  const std::size_t max_tokens = prompt.size() + answer - 1;
+  const std::size_t bytes = arena_->slab_bytes(max_tokens);
+  if (bytes > arena_->bytes()) {
+    throw InvalidArgument(
+        message("the prompt of ", prompt.size(), " tokens with up to ", answer, " new ones needs ",
+                bytes_text(bytes), " of KV cache, but the KV budget is ",
+                bytes_text(arena_->bytes()), "; ask for fewer tokens, or give a larger budget"));
+  }
+  check_sampling_params(params.sampling);
+  Entry& entry = waiting_.emplace_back();
+  entry.number = num_added_;
+  entry.prompt = std::move(prompt);
+  entry.params = params;
+  entry.max_tokens = max_tokens;
+  return num_added_++;
+}
+
+void BatchGeneration::cancel(std::size_t sequence) {
+  const auto is_it = [&](const Entry& entry) { return entry.number == sequence; };
+  stats_.finished += std::erase_if(waiting_, is_it) + std::erase_if(running_, is_it);
+}
+
+// In the order of their arrival: a long one is not passed by, or it might wait for ever.
+std::vector<BatchGeneration::Entry> BatchGeneration::join() {
+  std::vector<Entry> joined;
+  while (!waiting_.empty() && running_.size() + joined.size() < options_.batch_size) {
+    auto kv = arena_->try_take(waiting_.front().max_tokens);
+    if (!kv) break;
+    joined.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+    Entry& entry = joined.back();
+    entry.kv = std::move(kv);
+    entry.sampler.emplace(entry.params.sampling,
+                          static_cast<std::size_t>(model_->config().vocab_size));
+    for (const std::int32_t token : entry.prompt) entry.sampler->observe(token);
+  }
+  return joined;
+}
+
+std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers) {
+  model_->check_open();
+  std::vector<BatchToken> tokens;
+  try {
+    std::vector<Entry> joined = join();
+    if (!joined.empty()) {
+      run_prompts(joined, between_layers, tokens);
+      std::move(joined.begin(), joined.end(), std::back_inserter(running_));
+      stats_.most_running = std::max(stats_.most_running, running_.size());
+    } else if (!running_.empty()) {
+      run_step(between_layers, tokens);
+    }
+  } catch (...) {
+    end_all();
+    throw;
+  }
+  for (const BatchToken& token : tokens) {
+    if (token.is_last) cancel(token.sequence);
+  }
+  if (!tokens.empty()) model_->publish(stats());
+  return tokens;
+}
+
+void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& between_layers,
+                                  std::vector<BatchToken>& tokens) {
+  const auto begin = Clock::now();
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  std::size_t next = 0;
+  while (next < joined.size()) {
+    std::vector<Piece> pieces;
+    std::size_t room = memory_->workspace.max_tokens();
+    const std::size_t first_ended = next;
+    for (std::size_t i = next; i < joined.size() && room != 0; ++i) {
+      Entry& entry = joined[i];
+      const std::size_t count = std::min(room, entry.prompt.size() - entry.num_stored);
+      pieces.push_back({&entry, count});
+      room -= count;
+      stats_.prompt_tokens += count;
+      if (entry.num_stored + count == entry.prompt.size()) ++next;
+    }
+    run_pass(pieces, /*is_decoding=*/false, between_layers);
+    for (std::size_t i = first_ended; i < next; ++i) {
+      tokens.push_back(sample(joined[i], {logits_.data() + (i - first_ended) * vocab, vocab}));
+    }
+  }
+  stats_.prefill_seconds += seconds_since(begin);
+}
+
+void BatchGeneration::run_step(const Checkpointer& between_layers,
+                               std::vector<BatchToken>& tokens) {
+  const auto begin = Clock::now();
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  std::vector<Piece> pieces;
+  for (Entry& entry : running_) pieces.push_back({&entry, 1});
+  run_pass(pieces, /*is_decoding=*/true, between_layers);
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    tokens.push_back(sample(running_[i], {logits_.data() + i * vocab, vocab}));
+  }
+  ++stats_.steps;
+  stats_.decode_tokens += running_.size();
+  stats_.decode_seconds += seconds_since(begin);
+}
+
+// Leaves the logits of every piece that ends its prompt, or is a decoded token, in logits_.
+void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
+                               const Checkpointer& between_layers) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  std::vector<std::int32_t> token_ids;
+  std::vector<Decoder::Sequence> sequences;
+  std::vector<std::size_t> last_rows;
+  for (const auto& [entry, count] : pieces) {
+    const auto from = entry->prompt.begin() + static_cast<std::ptrdiff_t>(entry->num_stored);
+    if (is_decoding) {
+      token_ids.push_back(entry->last_token);
+    } else {
+      token_ids.insert(token_ids.end(), from, from + static_cast<std::ptrdiff_t>(count));
+    }
+    const std::size_t length = is_decoding ? entry->num_stored + 1 : entry->prompt.size();
+    sequences.push_back({&entry->kv->cache(), entry->num_stored, count, length});
+    if (entry->num_stored + count == length) last_rows.push_back(token_ids.size() - 1);
+  }
+  model_->run_alone(*memory_, [&] {
+    Backend& backend = *model_->plan_.backend;
+    const Decoder::Pass pass{*memory_->stream, memory_->workspace,
+                             token_ids,        sequences,
+                             is_decoding,      between_layers ? &between_layers : nullptr};
+    model_->decoder_->run(pass);
+    const Activations& normed = memory_->workspace.normed;
+    for (std::size_t i = 0; i < last_rows.size(); ++i) {  // in order: no row is lost
+      if (last_rows[i] == i) continue;
+      backend.copy(pass.stream, reinterpret_cast<std::byte*>(normed.row(i)),
+                   reinterpret_cast<const std::byte*>(normed.row(last_rows[i])),
+                   normed.cols * sizeof(float));
+    }
+    if (!last_rows.empty()) {
+      model_->decoder_->compute_logits(pass, 0, {logits_.data(), last_rows.size(), vocab, vocab});
+    }
+    memory_->stream->synchronize();
+  });
+  for (const auto& [entry, count] : pieces) entry->num_stored += count;
+}
+
+BatchToken BatchGeneration::sample(Entry& entry, std::span<float> logits) {
+  entry.last_token = entry.sampler->sample(logits);
+  entry.sampler->observe(entry.last_token);
+  ++entry.num_generated;
+  ++stats_.generated_tokens;
+  const auto& stops = entry.params.stop_token_ids;
+  const bool is_last = std::find(stops.begin(), stops.end(), entry.last_token) != stops.end() ||
+                       entry.num_generated == entry.params.max_new_tokens ||
+                       entry.num_stored == model_->context_length();
+  return {entry.number, entry.last_token, is_last};
+}
+
+BatchGeneration::CacheTotals BatchGeneration::cache_totals() const {
+  CacheTotals totals;
+  const ExpertCache* cache = model_->expert_cache();
+  if (cache == nullptr) return totals;
+  for (const CacheCounters& layer : cache->stats().layers) {
+    totals.lookups += layer.lookups;
+    totals.hits += layer.hits + layer.top_hits;
+    totals.bytes += layer.demand_bytes + layer.prefetch_bytes;
+  }
+  return totals;
+}
+
+// What else ran on the model meanwhile counts, too.
+BatchStats BatchGeneration::stats() const {
+  BatchStats stats = stats_;
+  const auto active = model_->active_counts().snapshot();
+  if (active.steps != active_before_.steps) {
+    for (std::size_t i = 0; i < active.of_layers.size(); ++i) {
+      stats.active_experts.push_back(active.of_layers[i] - active_before_.of_layers[i]);
+    }
+  }
+  const CacheTotals cache = cache_totals();
+  stats.lookups = cache.lookups - cache_before_.lookups;
+  stats.hits = cache.hits - cache_before_.hits;
+  stats.bytes = cache.bytes - cache_before_.bytes;
+  stats.waiting = waiting_.size();
+  stats.running = running_.size();
+  stats.kv_budget_bytes = arena_->bytes();
+  stats.kv_used_bytes = arena_->used_bytes();
+  stats.kv_peak_bytes = arena_->peak_bytes();
+  return stats;
+}
+
+}  // namespace moerun

@@ -1,0 +1,168 @@
+"""Many texts at once: sequences join a batch and leave it, each with the text it has alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from moerun import _moerun
+from moerun.cache_options import size_text
+from moerun.errors import MoerunError
+from moerun.generation_request import GenerationRequest, request_of
+from moerun.arguments import check_int
+
+if TYPE_CHECKING:
+    from moerun.model import Model
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A text that has ended.
+
+    Attributes:
+        sequence: its number in the batch: sequences count from 0, as they are added.
+        prompt_tokens: number of tokens of the prompt.
+        token_ids: what was generated, with the token that ended it.
+        finish_reason: "eos", "stop", "length" or "context", as of `Generation`.
+        seed: of its random numbers.
+    """
+
+    sequence: int
+    prompt_tokens: int
+    token_ids: list[int]
+    finish_reason: str
+    seed: int
+
+
+@dataclass
+class _Running:
+    request: GenerationRequest
+    token_ids: list[int]
+
+
+class Batch(Iterator[BatchResult]):
+    """Sequences that are decoded together, a token of each in a step; made by `Model.batch`.
+
+    Iterating gives every text when it has ended, the first to end first. Sequences may be added
+    at any time; those for which there is no room wait, in the order of their arrival.
+    """
+
+    def __init__(self, model: Model, batch_size: int, kv_budget: str | int | None) -> None:
+        self._model = model
+        self._native: _moerun.BatchGeneration | None = _moerun.BatchGeneration(
+            model._open(),
+            batch_size=check_int("batch_size", batch_size, 1),
+            kv_budget="" if kv_budget is None else size_text("kv_budget", kv_budget, 1),
+        )
+        self._running: dict[int, _Running] = {}
+        self._ended: list[BatchResult] = []
+
+    def add(self, token_ids: Iterable[int] | NDArray[Any], **generation: Any) -> int:
+        """Put a sequence at the end of those that wait.
+
+        Args:
+            token_ids: the prompt, at least one token and fewer than the model's context_length.
+            **generation: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`,
+                `repetition_penalty`, `seed`, `stop`, `ignore_eos`, as of `Model.generate`.
+
+        Returns:
+            Its number: sequences count from 0.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range, the prompt
+                leaves no room in the context, or it needs more than the KV budget with its answer.
+                What was added before is not touched.
+        """
+        request = request_of(self._model, token_ids, **generation)
+        number = self._open().add(request.prompt, **request.native)
+        self._running[number] = _Running(request, [])
+        return number
+
+    def cancel(self, sequence: int) -> None:
+        """End a sequence without a result; nothing happens if it has ended."""
+        self._open().cancel(check_int("sequence", sequence, 0))
+        self._running.pop(sequence, None)
+
+    def step(self) -> list[tuple[int, int]]:
+        """Give each sequence that runs its next token; first of all, let those join that can.
+
+        A step either runs the prompts of sequences that join, which gives each of them its first
+        token, or decodes one token of each that runs.
+
+        Returns:
+            (sequence, token id) each; nothing when every sequence has ended.
+
+        Raises:
+            DeviceError: the device failed. This and any other error end all sequences, also
+                KeyboardInterrupt.
+        """
+        try:
+            tokens = self._open().step()
+        except BaseException:
+            self._running.clear()
+            raise
+        for sequence, token_id, is_last in tokens:
+            self._note(sequence, token_id, is_last)
+        return [(sequence, token_id) for sequence, token_id, _ in tokens]
+
+    def close(self) -> None:
+        """End all sequences and give their memory back; the batch cannot be used afterwards."""
+        self._running.clear()
+        self._native = None
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._running)
+
+    def __iter__(self) -> Batch:
+        return self
+
+    def __next__(self) -> BatchResult:
+        while not self._ended:
+            if not self._running:
+                raise StopIteration
+            self.step()
+        return self._ended.pop(0)
+
+    def results(self) -> list[BatchResult]:
+        """Return all texts that have not been handed out, in the order in which they were added."""
+        return sorted(self, key=lambda result: result.sequence)
+
+    def _open(self) -> _moerun.BatchGeneration:
+        if self._native is None:
+            raise MoerunError("the batch is closed")
+        return self._native
+
+    def _note(self, sequence: int, token_id: int, is_last: bool) -> None:
+        running = self._running[sequence]
+        request = running.request
+        running.token_ids.append(token_id)
+        reason = request.reason_of_token.get(token_id)
+        strings = request.stop_strings
+        if reason is None and strings is not None and strings.push(token_id):
+            reason = "stop"
+            self._open().cancel(sequence)
+        if reason is None and is_last:
+            reason = request.reason_at_limit
+        if reason is None:
+            return
+        del self._running[sequence]
+        self._ended.append(
+            BatchResult(sequence, len(request.prompt), running.token_ids, reason, request.seed)
+        )

@@ -1,0 +1,234 @@
+"""moe-run --batch: continues the prompts of a file, many at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from moerun import Batch, BatchResult, Model
+from moerun.errors import MoerunError
+from moerun.generation_request import draw_seed
+from moerun_tools.batch_file import BadLine, BatchInput, BatchLine, BatchOutput, results_in_order
+from moerun_tools.cache_report import statistics_text
+from moerun_tools.command import write_out
+from moerun_tools.conversation import Conversation
+from moerun_tools.output_file import check_target
+from moerun_tools.report import batch_lines, json_line
+
+# Sequences that wait in memory, in batches: enough that one is always ready to join.
+_BATCHES_AHEAD = 2
+
+
+class BatchRun:
+    """The prompts of a file on their way through a model.
+
+    Args:
+        model: the model.
+        batch: takes the sequences.
+        lines: those to do.
+        chat: the prompts are what a user says.
+        system: the system message of every chat.
+        generation: of lines that do not say otherwise; a line's seed is `seed` + its number - 1.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        batch_size: int,
+        lines: list[BatchLine | BadLine],
+        chat: bool,
+        system: str | None,
+        generation: dict[str, Any],
+    ) -> None:
+        self._model = model
+        self._batch = batch
+        self._num_ahead = _BATCHES_AHEAD * batch_size
+        self._lines = lines
+        self._chat = chat
+        self._system = system
+        self._generation = generation
+        self._running: dict[int, BatchLine] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield what becomes of every line, as it ends."""
+        for line in self._lines:
+            failure = self._add(line)
+            if failure is not None:
+                yield failure
+            while self._batch.num_unfinished > self._num_ahead:
+                yield self._report(next(self._batch))
+        for result in self._batch:
+            yield self._report(result)
+
+    def _report(self, result: BatchResult) -> dict[str, Any]:
+        return {
+            **_head(self._running.pop(result.sequence)),
+            "text": self._model.tokenizer.decode(result.token_ids),
+            "prompt_tokens": result.prompt_tokens,
+            "generated_tokens": len(result.token_ids),
+            "finish_reason": result.finish_reason,
+            "seed": result.seed,
+        }
+
+    def _add(self, line: BatchLine | BadLine) -> dict[str, Any] | None:
+        """Put a line into the batch, or return why it cannot be."""
+        if isinstance(line, BadLine):
+            return {"line": line.number, "error": line.error}
+        try:
+            token_ids = Conversation(self._model, self._chat, self._system).ask(line.prompt)
+            seed = (self._generation["seed"] + line.number - 1) % 2**64
+            options = {**self._generation, "seed": seed, **line.generation}
+            self._running[self._batch.add(token_ids, **options)] = line
+        except MoerunError as error:
+            return {**_head(line), "error": str(error)}
+        return None
+
+
+def _head(line: BatchLine) -> dict[str, Any]:
+    return {"line": line.number} | ({} if line.id is None else {"id": line.id})
+
+
+@contextmanager
+def _progress(total: int, done: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    tokens = 0
+    with tqdm(
+        desc="generating",
+        unit="text",
+        total=total,
+        initial=done,
+        mininterval=0.1 if is_terminal else 5,
+        leave=False,
+        disable=quiet or sys.stderr is None,
+    ) as bar:
+
+        def show(result: dict[str, Any]) -> None:
+            nonlocal tokens
+            tokens += result.get("generated_tokens", 0)
+            bar.set_postfix_str(f"{tokens} tokens", refresh=False)
+            bar.update()
+
+        yield show
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What the command line asks of a batch.
+
+    Attributes:
+        lines: the prompts.
+        output: where results go; None for standard output, in the order of the lines.
+        resume, overwrite: what to do with results that are there.
+        batch_size, kv_budget: as for `Model.batch`.
+        chat: use the chat template.
+        system: message of every chat.
+        generation: arguments of `Model.generate`.
+    """
+
+    lines: BatchInput
+    output: BatchOutput | None
+    resume: bool
+    overwrite: bool
+    batch_size: int
+    kv_budget: str | None
+    chat: bool
+    system: str | None
+    generation: dict[str, Any]
+
+    @classmethod
+    def prepare(
+        cls, path: str, output: str | None, directory: Path, resume: bool, overwrite: bool,
+        quiet: bool, **options: Any
+    ) -> BatchJob:  # fmt: skip
+        """Read the prompts and look at the output, before the model is loaded."""
+        lines = BatchInput.read(Path(path).expanduser())
+        if lines.ignored and not quiet:
+            click.echo(f"note: fields that mean nothing here: {', '.join(lines.ignored)}", err=True)
+        target = None
+        if output is not None:
+            target = BatchOutput(Path(output).expanduser(), _fingerprint(lines, directory, options))
+            check_target(target.path, [path])
+            target.check(resume, overwrite)
+        return cls(lines, target, resume, overwrite, **options)
+
+    def run(self, model: Model, *, as_json: bool, quiet: bool, show_stats: bool) -> int:
+        """Continue every prompt, and return how many lines failed."""
+        if self.chat:
+            Conversation(model, self.chat)  # refuses a model without a template
+        given = self.generation["seed"]
+        generation = {**self.generation, "seed": draw_seed() if given is None else given}
+        output = self.output
+        if output is not None:
+            output.open(self.resume)
+        done = {} if output is None else output.done
+        before = len(done)
+        failed = [number for number, result in done.items() if "error" in result]
+        todo = [line for line in self.lines.lines if line.number not in done]
+        in_order, ready = list(todo), dict[int, dict[str, Any]]()
+        with (
+            model.batch(self.batch_size, self.kv_budget) as batch,
+            _progress(len(self.lines.lines), before, quiet) as show,
+        ):
+            for result in BatchRun(
+                model, batch, self.batch_size, todo, self.chat, self.system, generation
+            ):
+                if "error" in result:
+                    failed.append(result["line"])
+                if output is not None:
+                    output.add(result)
+                else:
+                    ready[result["line"]] = result
+                    for each in results_in_order(in_order, ready):
+                        write_out(json_line(each))
+                show(result)
+        if output is not None:
+            output.finish()
+        self._report(model.stats(), sorted(failed), before, as_json, quiet, show_stats)
+        return len(failed)
+
+    def _report(
+        self,
+        stats: dict[str, Any],
+        failed: list[int],
+        before: int,
+        as_json: bool,
+        quiet: bool,
+        show_stats: bool,
+    ) -> None:
+        num_lines = len(self.lines.lines)
+        if as_json:
+            summary = {"lines": num_lines, "failed_lines": failed, "stats": stats}
+            write_out(json_line(summary))
+        elif not quiet:
+            for text in batch_lines(stats, num_lines, len(failed), before):
+                click.echo(text, err=True)
+        if show_stats:
+            click.echo(statistics_text(stats), err=True)
+        if failed:
+            shown = ", ".join(str(number) for number in failed[:10])
+            more = f" and {len(failed) - 10} more" if len(failed) > 10 else ""
+            where = "" if self.output is None else f"; {self.output.path} says why"
+            noun = "line" if len(failed) == 1 else "lines"
+            click.echo(f"moe-run: {len(failed)} {noun} failed: {shown}{more}{where}", err=True)
+
+
+def _fingerprint(lines: BatchInput, directory: Path, options: dict[str, Any]) -> str:
+    """Return what is the same for two runs whose results may be mixed."""
+    from moerun.planning.identity import model_id
+
+    what = [
+        lines.fingerprint,
+        model_id(directory),
+        *(options[name] for name in ("chat", "system", "generation")),
+    ]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
