@@ -53,7 +53,9 @@ Json batch_json(const std::optional<BatchStats>& batch) {
           {"tokens_per_step", rate(decoded, steps)},
           {"active_experts", layers.empty() || steps == 0 ? Json(nullptr) : Json(per_layer)},
           {"active_experts_of_layers", steps == 0 ? Json::array() : layers},
-          {"hit_rate", rate(static_cast<double>(batch->hits), static_cast<double>(batch->lookups))},
+          {"hit_rate", batch->lookups > 0 ? Json(static_cast<double>(batch->hits) /
+                                                 static_cast<double>(batch->lookups))
+                                          : Json(nullptr)},
           {"bytes_per_token",
            decoded > 0 ? Json(static_cast<double>(batch->bytes) / decoded) : Json(nullptr)},
           {"kv_cache",

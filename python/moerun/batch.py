@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from moerun import _moerun
+from moerun.arguments import check_int
 from moerun.cache_options import size_text
 from moerun.errors import MoerunError
 from moerun.generation_request import GenerationRequest, request_of
-from moerun.arguments import check_int
 
 if TYPE_CHECKING:
     from moerun.model import Model

@@ -107,6 +107,7 @@ def _progress(total: int, done: int, quiet: bool) -> Iterator[Callable[[dict[str
         unit="text",
         total=total,
         initial=done,
+        delay=0 if is_terminal else 1,
         mininterval=0.1 if is_terminal else 5,
         leave=False,
         disable=quiet or sys.stderr is None,
@@ -175,22 +176,31 @@ class BatchJob:
         failed = [number for number, result in done.items() if "error" in result]
         todo = [line for line in self.lines.lines if line.number not in done]
         in_order, ready = list(todo), dict[int, dict[str, Any]]()
-        with (
-            model.batch(self.batch_size, self.kv_budget) as batch,
-            _progress(len(self.lines.lines), before, quiet) as show,
-        ):
-            for result in BatchRun(
-                model, batch, self.batch_size, todo, self.chat, self.system, generation
+        try:
+            with (
+                model.batch(self.batch_size, self.kv_budget) as batch,
+                _progress(len(self.lines.lines), before, quiet) as show,
             ):
-                if "error" in result:
-                    failed.append(result["line"])
-                if output is not None:
-                    output.add(result)
-                else:
-                    ready[result["line"]] = result
-                    for each in results_in_order(in_order, ready):
-                        write_out(json_line(each))
-                show(result)
+                for result in BatchRun(
+                    model, batch, self.batch_size, todo, self.chat, self.system, generation
+                ):
+                    if "error" in result:
+                        failed.append(result["line"])
+                    if output is not None:
+                        output.add(result)
+                    else:
+                        ready[result["line"]] = result
+                        for each in results_in_order(in_order, ready):
+                            write_out(json_line(each))
+                    show(result)
+        except BaseException:
+            if output is not None:
+                click.echo(
+                    f"\nmoe-run: {len(output.done)} of {len(self.lines.lines)} lines are in "
+                    f"{output.partial_path}; --resume goes on from there",
+                    err=True,
+                )
+            raise
         if output is not None:
             output.finish()
         self._report(model.stats(), sorted(failed), before, as_json, quiet, show_stats)
