@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int
 from moerun.cache_options import size_text
-from moerun.errors import MoerunError
-from moerun.generation_request import GenerationRequest, request_of
+from moerun.errors import InvalidArgumentError, MoerunError
+from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, request_of
 
 if TYPE_CHECKING:
     from moerun.model import Model
@@ -166,3 +166,59 @@ class Batch(Iterator[BatchResult]):
         self._ended.append(
             BatchResult(sequence, len(request.prompt), running.token_ids, reason, request.seed)
         )
+
+
+class BatchControl:
+    """The part of `Model` that runs many texts at once."""
+
+    def batch(self, batch_size: int = 16, kv_budget: str | int | None = None) -> Batch:
+        """Return a batch without sequences, to add some to while it runs.
+
+        Args:
+            batch_size: most sequences that run at once; 1 to `prefill_chunk`.
+            kv_budget: most memory for the keys and values of their tokens: bytes, a text such as
+                "2GiB", or a share of what `batch_size` sequences take that fill the context.
+                Sequences for which there is no room wait. None for as much as can be needed, but
+                no more than half of the free memory.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range.
+            OutOfMemoryError: there is too little memory for `kv_budget`.
+        """
+        return Batch(cast("Model", self), batch_size, kv_budget)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Iterable[int] | NDArray[Any]],
+        *,
+        batch_size: int = 16,
+        kv_budget: str | int | None = None,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Batch:
+        """Continue many prompts at once; each gets the text that it gets alone.
+
+        Args:
+            prompts: token ids of each, as for `generate`.
+            batch_size: as for `batch`.
+            kv_budget: as for `batch`.
+            seed: of the first prompt; the n-th one after it has `seed` + n. None draws one.
+            **generation: the other arguments of `generate`, the same for all prompts.
+
+        Returns:
+            An iterator of the texts, the first to end first; its `results()` gives all in the order
+            of the prompts. They are computed as they are asked for.
+
+        Raises:
+            InvalidArgumentError: an argument has the wrong type or is out of its range; of a
+                prompt, the message says its number.
+            OutOfMemoryError: as for `batch`.
+        """
+        batch = self.batch(batch_size, kv_budget)
+        first = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
+        for number, token_ids in enumerate(prompts):
+            try:
+                batch.add(token_ids, seed=(first + number) % (MAX_SEED + 1), **generation)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"prompts[{number}]: {error}") from None
+        return batch

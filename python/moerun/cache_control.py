@@ -52,6 +52,7 @@ class CacheControl:
     _kept_events: list[tuple[int, int, int, str]]
     _pack: Any = False
     _planner: OnlinePlanner | None = None  # of plan="auto"
+    _predicted: dict[str, float] | None = None  # of a plan from a file
 
     def _open(self) -> _moerun.Model:
         raise NotImplementedError

@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int, check_number, check_str
-from moerun.batch import Batch
+from moerun.batch import BatchControl
 from moerun.cache_control import CacheControl
 from moerun.cache_options import Prefetch, Split, cache_options, machine_options
-from moerun.errors import InvalidArgumentError, MoerunError, MoerunWarning
+from moerun.errors import MoerunError, MoerunWarning
 from moerun.generation import Generation
-from moerun.generation_request import MAX_SEED, check_prompt, draw_seed, request_of
+from moerun.generation_request import MAX_SEED, check_prompt, request_of
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
-from moerun.plan_files import check_plan_model
+from moerun.plan_files import check_plan_model, predicted_by
 from moerun.tokenizer import Tokenizer
 from moerun.trace.routing import CACHE_EVENT_KINDS, SequenceRouting
 
 
-class Model(CacheControl):
+class Model(CacheControl, BatchControl):
     """A Mixture-of-Experts model that is loaded and ready to run; made by `Model.load`.
 
     A context manager: the memory is given back at the end of the block, or by `close`.
@@ -146,6 +146,7 @@ class Model(CacheControl):
             warnings.warn(note, MoerunWarning, stacklevel=2)
         model = cls(native, directory, bool(cache_events))
         model._pack = pack
+        model._predicted = predicted_by(options.get("plan"))
         if is_auto and native.stats()["cache"]["state"] == "cached":
             from moerun.planning.online import OnlinePlanner
             from moerun.planning.stored_plans import has_taken
@@ -255,58 +256,6 @@ class Model(CacheControl):
         )
         return self._last_generation
 
-    def batch(self, batch_size: int = 16, kv_budget: str | int | None = None) -> Batch:
-        """Return a batch without sequences, to add some to while it runs.
-
-        Args:
-            batch_size: most sequences that run at once; 1 to `prefill_chunk`.
-            kv_budget: most memory for the keys and values of their tokens: bytes, a text such as
-                "2GiB", or a share of what `batch_size` sequences take that fill the context.
-                Sequences for which there is no room wait. None for as much as can be needed, but
-                no more than half of the free memory.
-
-        Raises:
-            InvalidArgumentError: an argument has the wrong type or is out of its range.
-            OutOfMemoryError: there is too little memory for `kv_budget`.
-        """
-        return Batch(self, batch_size, kv_budget)
-
-    def generate_batch(
-        self,
-        prompts: Iterable[Iterable[int] | NDArray[Any]],
-        *,
-        batch_size: int = 16,
-        kv_budget: str | int | None = None,
-        seed: int | None = None,
-        **generation: Any,
-    ) -> Batch:
-        """Continue many prompts at once; each gets the text that it gets alone.
-
-        Args:
-            prompts: token ids of each, as for `generate`.
-            batch_size: as for `batch`.
-            kv_budget: as for `batch`.
-            seed: of the first prompt; the n-th one after it has `seed` + n. None draws one.
-            **generation: the other arguments of `generate`, the same for all prompts.
-
-        Returns:
-            An iterator of the texts, the first to end first; its `results()` gives all in the order
-            of the prompts. They are computed as they are asked for.
-
-        Raises:
-            InvalidArgumentError: an argument has the wrong type or is out of its range; of a
-                prompt, the message says its number.
-            OutOfMemoryError: as for `batch`.
-        """
-        batch = self.batch(batch_size, kv_budget)
-        first = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
-        for number, token_ids in enumerate(prompts):
-            try:
-                batch.add(token_ids, seed=(first + number) % (MAX_SEED + 1), **generation)
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"prompts[{number}]: {error}") from None
-        return batch
-
     def trace(
         self,
         token_ids: Iterable[int] | NDArray[Any],
@@ -394,7 +343,8 @@ class Model(CacheControl):
         second; `active_experts` of a layer in a step, the mean; `hit_rate` (whole or top) and
         `bytes_per_token` of the cache in these steps; `kv_cache` bytes.
         `plan`, of plan "auto", says what it started from, how often it was `planned` and
-        `changed`, and what the `last` decision was.
+        `changed`, and what the `last` decision was. `predicted` is what a plan from a file promises
+        (`hit_rate`, `tpot_ms`), null without one.
         `reconfigured` counts `reconfigure`, `warm_bytes` what was read into slots in advance.
         docs/cache.md says more.
         """
@@ -404,6 +354,7 @@ class Model(CacheControl):
             "seed": None if last is None else last.seed,
             "finish_reason": None if last is None else last.finish_reason,
             "plan": None if self._planner is None else self._planner.as_dict(),
+            "predicted": self._predicted,
         }
 
     @property

@@ -72,16 +72,33 @@ def check_plan_model(name: str | None, directory: Path, text: str = "") -> None:
         )
 
 
+def predicted_by(name: str | None) -> dict[str, float] | None:
+    """Return what a plan promises, of `hit_rate` and `tpot_ms` what it has; None for nothing."""
+    promised = None if name is None else _read(name, "").get("predicted")
+    if not isinstance(promised, dict):
+        return None
+    found = {key: promised.get(key) for key in ("hit_rate", "tpot_ms")}
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    } or None
+
+
 def _model_id_in(name: str, text: str) -> str | None:
-    """Return what a plan says; None where it says nothing, or is none: others tell that."""
+    planned = _read(name, text).get("model_id")
+    return planned if isinstance(planned, str) else None
+
+
+def _read(name: str, text: str) -> dict[str, Any]:
+    """Return what a plan says; nothing where it is none: others tell that."""
     try:
         if not text:
             path = Path(name)
             if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-                return None
+                return {}
             text = path.read_text(encoding="utf-8")
         value = json.loads(text)
     except (OSError, ValueError, RecursionError):
-        return None
-    planned = value.get("model_id") if isinstance(value, dict) else None
-    return planned if isinstance(planned, str) else None
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from moerun_tools.cache_report import cache_table, dry_run_table
+from moerun_tools.cache_report import cache_table, dry_run_table, statistics_text
 from moerun_tools.report import json_object, memory_line
 from moerun_tools.units import as_bytes, as_percent, as_rate, as_seconds
 
@@ -277,3 +277,19 @@ def test_numbers_are_short():
     assert [as_seconds(s) for s in (None, 0.0, 0.0125, 2.5)] == ["-", "0.0 ms", "12.5 ms", "2.50 s"]
     assert [as_rate(r) for r in (None, 1.234, 123.4)] == ["-", "1.23", "123"]
     assert [as_percent(*pair) for pair in ((1, 3), (0, 0))] == ["33.3", "-"]
+
+
+def test_what_a_plan_promised_stands_beside_what_came():
+    stats = {
+        "cache": cached(),
+        "plan": None,
+        "batch": None,
+        "predicted": {"hit_rate": 0.8, "tpot_ms": 12.5},
+        "decode_tokens_per_s": 100.0,
+    }
+    assert statistics_text(stats).splitlines()[-1] == (
+        "the plan predicted 80.0 % hits (measured 75.0 %) and 12.5 ms a token (measured 10 ms)"
+    )
+    plain = statistics_text({**stats, "predicted": None})
+    assert "predicted" not in plain
+    assert statistics_text({**stats, "batch": {}}) == plain

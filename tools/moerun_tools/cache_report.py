@@ -81,7 +81,23 @@ def statistics_text(stats: dict[str, Any]) -> str:
     lines = [cache_table(stats["cache"])]
     if stats["plan"] is not None:
         lines.append(_plan_line(stats["plan"]))
+    lines += _prediction_lines(stats)
     return "\n".join(lines)
+
+
+def _prediction_lines(stats: dict[str, Any]) -> list[str]:
+    """Return what a plan promised beside what was measured; a plan is for one text at a time."""
+    promised, total = stats["predicted"], stats["cache"]["total"]
+    if promised is None or not total["lookups"] or stats["batch"] is not None:
+        return []
+    parts = []
+    if "hit_rate" in promised:
+        hit_rate = 100 * (total["hits"] + total["top_hits"]) / total["lookups"]
+        parts.append(f"{100 * promised['hit_rate']:.1f} % hits (measured {hit_rate:.1f} %)")
+    rate = stats["decode_tokens_per_s"]
+    if "tpot_ms" in promised and rate:
+        parts.append(f"{promised['tpot_ms']:.3g} ms a token (measured {1e3 / rate:.3g} ms)")
+    return [f"the plan predicted {' and '.join(parts)}"] if parts else []
 
 
 def _plan_line(plan: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from moerun_tools.cache_options import cache_arguments, cache_options
-from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, version_option, write_out
+from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, version_option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -319,12 +319,14 @@ def main(
     from moerun_tools.loading import load_model
     from moerun_tools.output_file import check_target
     from moerun_tools.prompt import checked_text, read_prompt
+    from moerun_tools.run_once import remove_pack as run_remove_pack
+    from moerun_tools.run_once import run_once, show_dry_run, store_plan
 
     if remove_pack:
-        _remove_pack(resolve_model(model))
+        run_remove_pack(resolve_model(model))
         return
     if dry_run:
-        _show_dry_run(resolve_model(model), as_json, **machine, **cache)
+        show_dry_run(resolve_model(model), as_json, **machine, **cache)
         return
     system = None if system is None else checked_text(system, "--system")
     generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]]
@@ -368,80 +370,13 @@ def main(
         else:
             assert text is not None
             conversation = Conversation(loaded, chat, system)
-            _run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
+            run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
         if saved is not None:
             loaded.save_plan(saved)
         if plan == "auto":
-            _store_plan(loaded)
+            store_plan(loaded)
     if failed:
         sys.exit(1)
-
-
-def _store_plan(model: Any) -> None:
-    """Keep the plan for the next run; what goes wrong is said, for the text is there."""
-    from moerun.errors import MoerunError
-
-    if model.stats()["cache"]["state"] == "resident":
-        return
-    try:
-        model.save_plan()
-    except MoerunError as error:
-        click.echo(f"warning: {error}", err=True)
-
-
-def _remove_pack(directory: Any) -> None:
-    """Remove the record files of a model and say what that freed."""
-    from moerun import pack_folder
-    from moerun import remove_pack as remove
-    from moerun_tools.units import as_bytes
-
-    freed = remove(directory)
-    found = f"removed {as_bytes(freed)}" if freed else "no record file of this model"
-    click.echo(f"{found} in {pack_folder()}")
-
-
-def _show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:
-    """Print what each tier would hold: a table, or one JSON object."""
-    from moerun import dry_run
-    from moerun_tools.cache_report import dry_run_table
-    from moerun_tools.report import json_line
-
-    plan = dry_run(directory, **options)
-    write_out(json_line(plan) if as_json else dry_run_table(plan) + "\n")
-
-
-def _run_once(
-    model: Any,
-    conversation: Any,
-    text: str,
-    echo: bool,
-    as_json: bool,
-    quiet: bool,
-    show_stats: bool,
-    generation: dict[str, Any],
-) -> None:
-    """Answer one prompt: text as it is made, or one JSON object at the end."""
-    from moerun_tools.answer import Answer
-    from moerun_tools.cache_report import statistics_text
-    from moerun_tools.report import json_object, memory_line, speed_line
-
-    prompt_token_ids = conversation.ask(text)
-    answer = Answer(model, prompt_token_ids, **generation)
-    if as_json:
-        for _ in answer:
-            pass
-        write_out(json_object(answer.text, answer.token_ids, prompt_token_ids, model.stats()))
-        return
-    if echo:
-        write_out(text)
-    for piece in answer:
-        write_out(piece)
-    write_out("\n")
-    if not quiet:
-        click.echo(speed_line(model.stats()), err=True)
-        click.echo(memory_line(model.stats()), err=True)
-    if show_stats:
-        click.echo(statistics_text(model.stats()), err=True)
 
 
 if __name__ == "__main__":
