@@ -8,19 +8,20 @@ from typing import Any
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| budget | cache | tokens/s | hits | MB on demand a token | MB ahead | "
-        "prefetch, at the end | times the limit |",
-        "|" + "---|" * 8,
+        "prefetch, at the end | link, GB/s | times the limit |",
+        "|" + "---|" * 9,
     ]
     for row in rows:
         same = [other["tokens_per_s"] for other in rows if other["budget"] == row["budget"]]
         speed = f"{row['tokens_per_s']:.2f}"
-        ratio = row["ratio_to_limit"]
+        ratio, link = row["ratio_to_limit"], row["link_gb_per_s"]
         lines.append(
             f"| {row['budget']} | {row['cache']} | "
             f"{f'**{speed}**' if row['tokens_per_s'] == max(same) else speed} | "
             f"{row['hit_rate']:.1%} | {row['demand_bytes_per_token'] / 1e6:.3g} | "
             f"{row['prefetch_bytes_per_token'] / 1e6:.3g} | "
             f"{'on' if row['prefetch_active'] else 'off'} | "
+            f"{'-' if link is None else f'{link:.2f}'} | "
             f"{'-' if ratio is None else f'{ratio:.2f}'} |"
         )
     return "\n".join(lines)
