@@ -216,6 +216,7 @@ def run(
     decoded: tuple[str, int, int],
     options: dict[str, Any],
     repeats: int,
+    caches: tuple[str, ...],
     plan_file: Path,
 ) -> list[dict[str, Any]]:
     """Every cache at every budget, `repeats` times in turn, so that what drifts hits all alike."""
@@ -229,7 +230,7 @@ def run(
     for repeat in range(repeats):
         for budget, plan in plans.items():
             plan_file.write_text(plan.to_json())
-            for cache in (PLANNED, *PLAIN):
+            for cache in caches:
                 click.echo(f"{repeat + 1}/{repeats}: {budget}, {cache}", err=True)
                 own = {"expert_budget": str(plan.budget_bytes)} | PLAIN.get(cache, {})
                 own = {"plan": str(plan_file)} if cache == PLANNED else own
@@ -303,6 +304,14 @@ To see that it works (its speeds mean nothing):
 @click.option("--tokens", default=96, show_default=True, help="Tokens that count.")
 @click.option("--plan-tokens", default=2048, show_default=True, help="Known to the planner.")
 @click.option("--repeats", default=3, show_default=True, help="The median is reported.")
+@click.option(
+    "--cache",
+    "caches",
+    multiple=True,
+    type=click.Choice([PLANNED, *PLAIN]),
+    default=[PLANNED, *PLAIN],
+    show_default="all",
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--accuracy", default=0.8, show_default=True, help="Of the replayed predictions.")
 @click.option("--seed", default=1, show_default=True)
@@ -329,6 +338,7 @@ def main(
     tokens: int,
     plan_tokens: int,
     repeats: int,
+    caches: tuple[str, ...],
     threads: int,
     accuracy: float,
     seed: int,
@@ -361,6 +371,7 @@ def main(
             (str(routing.file), warm_up, tokens),
             {"threads": threads, "pack_folder": str(pack)},
             repeats,
+            caches,
             temporary / "plan.json",
         )
         sources = routing.sources
