@@ -215,3 +215,19 @@ def test_bench_plans_decodes_and_holds_predictions_against_it(tmp_path):
     for cache in caches - {"prefetch only"}:
         assert rows["75%", cache]["hit_rate"] > rows["30%", cache]["hit_rate"]
     assert rows["75%", "uniform, split 0.5"]["hit_rate"] > 0.9  # tops of all experts fit
+
+
+def test_bench_batch_says_what_a_larger_batch_brings():
+    sizes = ("--batch-size", 1, "--batch-size", 4, "--warm-up", 2, "--steps", 3)
+    budgets = ("--budget", "100%", "--budget", "40%,lru,1,off")
+    small = ("--bandwidth-bytes", 1 << 24)
+    result = json.loads(run("bench_batch.py", *sizes, *budgets, *small, "--json"))
+    assert [(row["cache"], row["batch_size"]) for row in result["rows"]] == [
+        (cache, size) for cache in ("100%", "40%,lru,1,off") for size in (1, 4)
+    ]
+    for row in result["rows"]:
+        assert row["tokens_per_s"] > 0
+        assert (row["hit_rate"] is None) == (row["cache"] == "100%")
+        assert row["active_experts"] >= 4
+    table = run("bench_batch.py", *sizes, *small)
+    assert "active experts" in table
