@@ -220,7 +220,7 @@ def test_bench_plans_decodes_and_holds_predictions_against_it(tmp_path):
 def test_bench_batch_says_what_a_larger_batch_brings():
     sizes = ("--batch-size", 1, "--batch-size", 4, "--warm-up", 2, "--steps", 3)
     budgets = ("--budget", "100%", "--budget", "40%,lru,1,off")
-    small = ("--bandwidth-bytes", 1 << 24)
+    small = ("--bandwidth-bytes", 1 << 25)
     result = json.loads(run("bench_batch.py", *sizes, *budgets, *small, "--json"))
     assert [(row["cache"], row["batch_size"]) for row in result["rows"]] == [
         (cache, size) for cache in ("100%", "40%,lru,1,off") for size in (1, 4)
