@@ -47,8 +47,8 @@ void BatchSwaps::refine(std::span<const std::int64_t> price, WorkBudget& work) {
   }
 }
 
-// Kernighan and Lin: every sequence moves at most once; the best pair left is swapped even where
-// that costs something, and in the end only the swaps up to the cheapest point stay.
+// Kernighan and Lin: the cheapest of `a` to move, then the cheapest of `b`, even where that costs
+// something, and none twice; in the end only the swaps up to the cheapest point stay.
 bool BatchSwaps::improve_pair(std::uint32_t a, std::uint32_t b, std::span<const std::int64_t> price,
                               WorkBudget& work) {
   std::vector<std::uint32_t> of_a;
@@ -58,6 +58,7 @@ bool BatchSwaps::improve_pair(std::uint32_t a, std::uint32_t b, std::span<const 
     if (batch_of_[i] == b) of_b.push_back(i);
   }
   find_move_costs(a, b, price);
+  work.spend(batch_of_.size());
   for (const auto* members : {&of_a, &of_b}) {
     for (const std::uint32_t i : *members) work.spend(2 * paths_.experts_of(i).size() + 1);
   }

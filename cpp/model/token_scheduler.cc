@@ -43,6 +43,10 @@ void check_sizes(const RoutingPaths& paths, std::span<const std::size_t> sizes) 
     throw InvalidArgument(message("paths: expected at most ", kMaxWaiting, " sequences, found ",
                                   paths.num_sequences));
   }
+  if (sizes.size() > kMaxBatches) {
+    throw InvalidArgument(
+        message("sizes: expected at most ", kMaxBatches, " batches, found ", sizes.size()));
+  }
   if (paths.num_bits > std::numeric_limits<std::uint32_t>::max() - 1) {
     throw InvalidArgument(
         message("paths: expected fewer than 2^32 experts, found ", paths.num_bits));

@@ -40,7 +40,7 @@ def split_batches(
 
     Raises:
         InvalidArgumentError: an array of another shape or type, numbers that are not numbers, more
-            than 4096 sequences, or sizes that do not add up to M.
+            than 4096 sequences or 64 batches, or sizes that do not add up to M.
     """
     words, num_bits = _packed(paths, top_k)
     count = len(words)

@@ -203,6 +203,9 @@ TEST("scheduler: nothing to gain keeps the order of arrival") {
   }
   CHECK(split(alike, {4, 3}) == arrival_order({4, 3}));
   CHECK(split(alike, {7}) == arrival_order({7}));
+  std::vector<std::size_t> many(64, 0);
+  many.back() = 7;
+  CHECK(split(alike, many).back() == arrival_order({7}).front());
   CHECK(split(alike, {1, 1, 1, 1, 1, 1, 1}) == arrival_order({1, 1, 1, 1, 1, 1, 1}));
 }
 
@@ -265,6 +268,7 @@ TEST("scheduler: impossible requests are refused") {
   CHECK_THROWS(InvalidArgument, split({paths.words, kHuge, 100, 3}, {kHuge}), "rows");
   CHECK_THROWS(InvalidArgument, split({paths.words, 2, kHuge, 3}, {2}), "pitch");
   CHECK_THROWS(InvalidArgument, split({paths.words, 4097, 0, 0}, {4097}), "4096");
+  CHECK_THROWS(InvalidArgument, split(paths.view(), std::vector<std::size_t>(65, 0)), "64 batches");
   CHECK_THROWS(InvalidArgument, num_active_experts(paths.view(), std::vector<std::size_t>{4}),
                "below 4", "found 4");
 }
