@@ -10,6 +10,8 @@
 namespace moerun {
 namespace {
 
+constexpr std::size_t kDefaultBatchSize = 16;
+
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -18,7 +20,7 @@ std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
                             std::size_t free_bytes) {
   const std::size_t slab = KvArena::slab_bytes(model.config(), model.context_length());
   const std::size_t all = options.batch_size * slab;
-  if (options.kv_budget.empty()) return std::min(all, std::max(slab, free_bytes / 2));
+  if (options.kv_budget.empty()) return std::min(all, free_bytes / 2);
   const std::size_t bytes = std::min(all, parse_kv_budget(options.kv_budget, all));
   if (bytes <= free_bytes) return bytes;
   throw OutOfMemory(message("kv_budget asks for ", bytes_text(bytes), ", but ",
@@ -34,10 +36,11 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
     throw InvalidArgument("a batch cannot run with a replayed routing, which is of one sequence");
   }
   const std::size_t max_tokens = model_->max_pass_tokens();
-  if (options_.batch_size == 0 || options_.batch_size > max_tokens) {
+  if (options_.batch_size == 0) options_.batch_size = std::min(kDefaultBatchSize, max_tokens);
+  if (options_.batch_size > max_tokens) {
     throw InvalidArgument(message("batch_size: expected 1 to ", max_tokens,
-                                  " (the tokens that go through the layers together: "
-                                  "prefill_chunk, at most the context), found ",
+                                  " (as many tokens as may go through the layers together: "
+                                  "prefill_chunk, at most context_length), found ",
                                   options_.batch_size));
   }
   Backend& backend = *model_->plan_.backend;
@@ -46,8 +49,6 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
     arena_.emplace(model_->config(),
                    kv_budget_bytes(*model_, options_, backend.memory().free_bytes), backend);
   });
-  active_before_ = model_->active_counts().snapshot();
-  cache_before_ = cache_totals();
   logits_.resize(options_.batch_size * static_cast<std::size_t>(model_->config().vocab_size));
 }
 
@@ -59,8 +60,16 @@ BatchGeneration::~BatchGeneration() {
 }
 
 void BatchGeneration::end_all() noexcept {
+  const std::lock_guard lock(mutex_);
+  stats_.finished += running_.size() + waiting_.size();
   running_.clear();
   waiting_.clear();
+  cancelled_.clear();
+  is_stepping_ = false;
+  try {
+    model_->publish(guarded_stats());
+  } catch (...) {  // only what is told is lost
+  }
 }
 
 std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const GenerationParams& params) {
@@ -80,15 +89,27 @@ std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const Generat
                 bytes_text(arena_->bytes()), "; ask for fewer tokens, or give a larger budget"));
   }
   check_sampling_params(params.sampling);
-  Entry& entry = waiting_.emplace_back();
-  entry.number = num_added_;
+  Entry entry;
   entry.prompt = std::move(prompt);
   entry.params = params;
   entry.max_tokens = max_tokens;
+  const std::lock_guard lock(mutex_);
+  entry.number = num_added_;
+  waiting_.push_back(std::move(entry));
   return num_added_++;
 }
 
 void BatchGeneration::cancel(std::size_t sequence) {
+  const std::lock_guard lock(mutex_);
+  if (is_stepping_) {
+    cancelled_.push_back(sequence);
+    return;
+  }
+  end(sequence);
+  model_->publish(guarded_stats());
+}
+
+void BatchGeneration::end(std::size_t sequence) {
   const auto is_it = [&](const Entry& entry) { return entry.number == sequence; };
   stats_.finished += std::erase_if(waiting_, is_it) + std::erase_if(running_, is_it);
 }
@@ -112,25 +133,46 @@ std::vector<BatchGeneration::Entry> BatchGeneration::join() {
 
 std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers) {
   model_->check_open();
+  std::vector<Entry> joined;
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_stepping_) throw InvalidArgument("step: another thread is in a step of this batch");
+    joined = join();
+    is_stepping_ = true;
+  }
   std::vector<BatchToken> tokens;
   try {
-    std::vector<Entry> joined = join();
     if (!joined.empty()) {
       run_prompts(joined, between_layers, tokens);
+      const std::lock_guard lock(mutex_);
       std::move(joined.begin(), joined.end(), std::back_inserter(running_));
-      stats_.most_running = std::max(stats_.most_running, running_.size());
     } else if (!running_.empty()) {
       run_step(between_layers, tokens);
     }
   } catch (...) {
+    {
+      const std::lock_guard lock(mutex_);
+      joined.clear();
+    }
     end_all();
     throw;
   }
-  for (const BatchToken& token : tokens) {
-    if (token.is_last) cancel(token.sequence);
-  }
-  if (!tokens.empty()) model_->publish(stats());
+  end_step(tokens);
   return tokens;
+}
+
+void BatchGeneration::end_step(std::vector<BatchToken>& tokens) {
+  const std::lock_guard lock(mutex_);
+  is_stepping_ = false;
+  stats_.most_running = std::max(stats_.most_running, running_.size());
+  for (const std::size_t sequence : std::exchange(cancelled_, {})) {
+    std::erase_if(tokens, [&](const BatchToken& token) { return token.sequence == sequence; });
+    end(sequence);
+  }
+  for (const BatchToken& token : tokens) {
+    if (token.is_last) end(token.sequence);
+  }
+  model_->publish(guarded_stats());
 }
 
 void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& between_layers,
@@ -138,6 +180,7 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
   const auto begin = Clock::now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   std::size_t next = 0;
+  std::size_t num_tokens = 0;
   while (next < joined.size()) {
     std::vector<Piece> pieces;
     std::size_t room = memory_->workspace.max_tokens();
@@ -147,7 +190,7 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
       const std::size_t count = std::min(room, entry.prompt.size() - entry.num_stored);
       pieces.push_back({&entry, count});
       room -= count;
-      stats_.prompt_tokens += count;
+      num_tokens += count;
       if (entry.num_stored + count == entry.prompt.size()) ++next;
     }
     run_pass(pieces, /*is_decoding=*/false, between_layers);
@@ -155,6 +198,9 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
       tokens.push_back(sample(joined[i], {logits_.data() + (i - first_ended) * vocab, vocab}));
     }
   }
+  const std::lock_guard lock(mutex_);
+  stats_.prompt_tokens += num_tokens;
+  stats_.generated_tokens += tokens.size();
   stats_.prefill_seconds += seconds_since(begin);
 }
 
@@ -168,8 +214,10 @@ void BatchGeneration::run_step(const Checkpointer& between_layers,
   for (std::size_t i = 0; i < running_.size(); ++i) {
     tokens.push_back(sample(running_[i], {logits_.data() + i * vocab, vocab}));
   }
+  const std::lock_guard lock(mutex_);
   ++stats_.steps;
-  stats_.decode_tokens += running_.size();
+  stats_.decode_tokens += tokens.size();
+  stats_.generated_tokens += tokens.size();
   stats_.decode_seconds += seconds_since(begin);
 }
 
@@ -196,7 +244,10 @@ void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
     const Decoder::Pass pass{*memory_->stream, memory_->workspace,
                              token_ids,        sequences,
                              is_decoding,      between_layers ? &between_layers : nullptr};
+    const auto active = model_->active_counts().snapshot();
+    const CacheTotals cache = cache_totals();
     model_->decoder_->run(pass);
+    if (is_decoding) count_step(active, cache);
     const Activations& normed = memory_->workspace.normed;
     for (std::size_t i = 0; i < last_rows.size(); ++i) {  // in order: no row is lost
       if (last_rows[i] == i) continue;
@@ -216,7 +267,6 @@ BatchToken BatchGeneration::sample(Entry& entry, std::span<float> logits) {
   entry.last_token = entry.sampler->sample(logits);
   entry.sampler->observe(entry.last_token);
   ++entry.num_generated;
-  ++stats_.generated_tokens;
   const auto& stops = entry.params.stop_token_ids;
   const bool is_last = std::find(stops.begin(), stops.end(), entry.last_token) != stops.end() ||
                        entry.num_generated == entry.params.max_new_tokens ||
@@ -236,19 +286,30 @@ BatchGeneration::CacheTotals BatchGeneration::cache_totals() const {
   return totals;
 }
 
-// What else ran on the model meanwhile counts, too.
-BatchStats BatchGeneration::stats() const {
-  BatchStats stats = stats_;
-  const auto active = model_->active_counts().snapshot();
-  if (active.steps != active_before_.steps) {
+// What the step added to what stood before it.
+void BatchGeneration::count_step(const ActiveExpertCounts::Snapshot& active,
+                                 const CacheTotals& cache) {
+  const auto active_now = model_->active_counts().snapshot();
+  const CacheTotals cache_now = cache_totals();
+  const std::lock_guard lock(mutex_);
+  if (active_now.steps != active.steps) {
+    stats_.active_experts.resize(active.of_layers.size());
     for (std::size_t i = 0; i < active.of_layers.size(); ++i) {
-      stats.active_experts.push_back(active.of_layers[i] - active_before_.of_layers[i]);
+      stats_.active_experts[i] += active_now.of_layers[i] - active.of_layers[i];
     }
   }
-  const CacheTotals cache = cache_totals();
-  stats.lookups = cache.lookups - cache_before_.lookups;
-  stats.hits = cache.hits - cache_before_.hits;
-  stats.bytes = cache.bytes - cache_before_.bytes;
+  stats_.lookups += cache_now.lookups - cache.lookups;
+  stats_.hits += cache_now.hits - cache.hits;
+  stats_.bytes += cache_now.bytes - cache.bytes;
+}
+
+BatchStats BatchGeneration::stats() const {
+  const std::lock_guard lock(mutex_);
+  return guarded_stats();
+}
+
+BatchStats BatchGeneration::guarded_stats() const {
+  BatchStats stats = stats_;
   stats.waiting = waiting_.size();
   stats.running = running_.size();
   stats.kv_budget_bytes = arena_->bytes();

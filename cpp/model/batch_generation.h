@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -20,7 +21,8 @@
 namespace moerun {
 
 struct BatchOptions {
-  std::size_t batch_size = 16;  // sequences that run at once
+  // Sequences that run at once; 0: 16, or as many as go through the layers together.
+  std::size_t batch_size = 0;
   // Memory of all KV caches, see parse_kv_budget: a share is one of batch_size sequences that fill
   // the context, more is never taken. Empty: all of that, as far as half of the free memory goes.
   std::string kv_budget;
@@ -34,10 +36,11 @@ struct BatchToken {
   bool is_last = false;
 };
 
+// One thread steps; add(), cancel() and stats() may come from any, also in the middle of a step.
 class BatchGeneration {
  public:
-  // Throws InvalidArgument for a batch_size of 0 or above the model's prefill_chunk, and for a
-  // model with a replayed routing; OutOfMemory.
+  // Throws InvalidArgument for a batch_size above Model::max_pass_tokens(), and for a model with a
+  // replayed routing; OutOfMemory.
   BatchGeneration(std::shared_ptr<Model> model, const BatchOptions& options);
   ~BatchGeneration();
   BatchGeneration(const BatchGeneration&) = delete;
@@ -50,10 +53,10 @@ class BatchGeneration {
 
   // Runs the prompts of those sequences for which there is room, which gives each its first token;
   // or else decodes a token of each that runs. Nothing: all have ended. A call that throws ends
-  // every sequence.
+  // every sequence. InvalidArgument while another thread is in it.
   std::vector<BatchToken> step(const Checkpointer& between_layers = {});
 
-  // Ends a sequence, if it has not ended.
+  // Ends a sequence, if it has not ended; the step that runs gives it no token any more.
   void cancel(std::size_t sequence);
 
   BatchStats stats() const;
@@ -85,7 +88,8 @@ class BatchGeneration {
     std::size_t num_tokens;
   };
 
-  std::vector<Entry> join();
+  std::vector<Entry> join();  // guarded
+  BatchStats guarded_stats() const;
   void run_prompts(std::span<Entry> joined, const Checkpointer& between_layers,
                    std::vector<BatchToken>& tokens);
   void run_step(const Checkpointer& between_layers, std::vector<BatchToken>& tokens);
@@ -93,18 +97,22 @@ class BatchGeneration {
                 const Checkpointer& between_layers);
   BatchToken sample(Entry& entry, std::span<float> logits);
   CacheTotals cache_totals() const;
+  void count_step(const ActiveExpertCounts::Snapshot& active, const CacheTotals& cache);
+  void end_step(std::vector<BatchToken>& tokens);
+  void end(std::size_t sequence);
   void end_all() noexcept;
 
   std::shared_ptr<Model> model_;
   BatchOptions options_;
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   std::optional<KvArena> arena_;
-  std::deque<Entry> waiting_;
-  std::vector<Entry> running_;
   std::vector<float> logits_;  // (batch_size, vocab_size)
+  mutable std::mutex mutex_;   // guards the rest, and the arena
+  bool is_stepping_ = false;
+  std::deque<Entry> waiting_;
+  std::vector<Entry> running_;          // in a step changed by nobody, and read without the mutex
+  std::vector<std::size_t> cancelled_;  // in a step
   std::size_t num_added_ = 0;
-  ActiveExpertCounts::Snapshot active_before_;
-  CacheTotals cache_before_;
   BatchStats stats_;
 };
 

@@ -54,7 +54,10 @@ def check_number(
     """Return `value` as a finite float within the limits, or above the lower one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidArgumentError(f"{name} must be a number, not {shown(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     too_small = number <= minimum if above_minimum else number < minimum
     if not math.isfinite(number) or too_small or number > maximum:
         limit = f"{'above' if above_minimum else 'at least'} {minimum:g}"

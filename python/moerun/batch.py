@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,9 @@ from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, re
 
 if TYPE_CHECKING:
     from moerun.model import Model
+
+
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ class Batch(Iterator[BatchResult]):
     """Sequences that are decoded together, a token of each in a step; made by `Model.batch`.
 
     Iterating gives every text when it has ended, the first to end first. Sequences may be added
-    at any time; those for which there is no room wait, in the order of their arrival.
+    at any time, also from other threads; those for which there is no room wait, in the order of
+    their arrival.
     """
 
-    def __init__(self, model: Model, batch_size: int, kv_budget: str | int | None) -> None:
+    def __init__(self, model: Model, batch_size: int | None, kv_budget: str | int | None) -> None:
         self._model = model
+        self._lock = RLock()  # a signal handler may come back in the middle of a step
         self._native: _moerun.BatchGeneration | None = _moerun.BatchGeneration(
             model._open(),
-            batch_size=check_int("batch_size", batch_size, 1),
+            batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
             kv_budget="" if kv_budget is None else size_text("kv_budget", kv_budget, 1),
         )
         self._running: dict[int, _Running] = {}
@@ -78,14 +84,16 @@ class Batch(Iterator[BatchResult]):
                 What was added before is not touched.
         """
         request = request_of(self._model, token_ids, **generation)
-        number = self._open().add(request.prompt, **request.native)
-        self._running[number] = _Running(request, [])
-        return number
+        with self._lock:
+            number = self._open().add(request.prompt, **request.native)
+            self._running[number] = _Running(request, [])
+            return number
 
     def cancel(self, sequence: int) -> None:
         """End a sequence without a result; nothing happens if it has ended."""
-        self._open().cancel(check_int("sequence", sequence, 0))
-        self._running.pop(sequence, None)
+        with self._lock:
+            self._open().cancel(check_int("sequence", sequence, 0, MAX_SEED))
+            self._running.pop(sequence, None)
 
     def step(self) -> list[tuple[int, int]]:
         """Give each sequence that runs its next token; first of all, let those join that can.
@@ -100,19 +108,24 @@ class Batch(Iterator[BatchResult]):
             DeviceError: the device failed. This and any other error end all sequences, also
                 KeyboardInterrupt.
         """
-        try:
-            tokens = self._open().step()
-        except BaseException:
-            self._running.clear()
-            raise
-        for sequence, token_id, is_last in tokens:
-            self._note(sequence, token_id, is_last)
+        with self._lock:
+            native = self._open()
+            try:
+                tokens = native.step()
+                for sequence, token_id, is_last in tokens:
+                    self._note(native, sequence, token_id, is_last)
+            except BaseException:
+                for sequence in self._running:
+                    native.cancel(sequence)
+                self._running.clear()
+                raise
         return [(sequence, token_id) for sequence, token_id, _ in tokens]
 
     def close(self) -> None:
         """End all sequences and give their memory back; the batch cannot be used afterwards."""
-        self._running.clear()
-        self._native = None
+        with self._lock:
+            self._running.clear()
+            self._native = None
 
     def __enter__(self) -> Batch:
         return self
@@ -149,15 +162,19 @@ class Batch(Iterator[BatchResult]):
             raise MoerunError("the batch is closed")
         return self._native
 
-    def _note(self, sequence: int, token_id: int, is_last: bool) -> None:
-        running = self._running[sequence]
+    def _note(
+        self, native: _moerun.BatchGeneration, sequence: int, token_id: int, is_last: bool
+    ) -> None:
+        running = self._running.get(sequence)
+        if running is None:  # cancelled while its token was computed
+            return
         request = running.request
         running.token_ids.append(token_id)
         reason = request.reason_of_token.get(token_id)
         strings = request.stop_strings
         if reason is None and strings is not None and strings.push(token_id):
             reason = "stop"
-            self._open().cancel(sequence)
+            native.cancel(sequence)
         if reason is None and is_last:
             reason = request.reason_at_limit
         if reason is None:
@@ -171,11 +188,12 @@ class Batch(Iterator[BatchResult]):
 class BatchControl:
     """The part of `Model` that runs many texts at once."""
 
-    def batch(self, batch_size: int = 16, kv_budget: str | int | None = None) -> Batch:
+    def batch(self, batch_size: int | None = None, kv_budget: str | int | None = None) -> Batch:
         """Return a batch without sequences, to add some to while it runs.
 
         Args:
-            batch_size: most sequences that run at once; 1 to `prefill_chunk`.
+            batch_size: most sequences that run at once; 1 to `prefill_chunk` or `context_length`,
+                whichever is smaller. None for 16, or that.
             kv_budget: most memory for the keys and values of their tokens: bytes, a text such as
                 "2GiB", or a share of what `batch_size` sequences take that fill the context.
                 Sequences for which there is no room wait. None for as much as can be needed, but
@@ -191,7 +209,7 @@ class BatchControl:
         self,
         prompts: Iterable[Iterable[int] | NDArray[Any]],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         kv_budget: str | int | None = None,
         seed: int | None = None,
         **generation: Any,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moerun.arguments import check_int, check_number, check_token_ids
+from moerun.arguments import check_int, check_number, check_token_ids, shown
 from moerun.errors import InvalidArgumentError
 from moerun.stop_strings import StopStrings
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moerun.model import Model
 
 MAX_SEED = 2**64 - 1
+_MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def request_of(
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
     is_limited = max_new_tokens is not None and max_new_tokens <= room
     seed = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
+    if not isinstance(ignore_eos, bool):
+        raise InvalidArgumentError(f"ignore_eos must be a bool, not {shown(ignore_eos)}")
     stop_ids, strings = _check_stop(stop, config["vocab_size"])
     eos_ids = [] if ignore_eos else list(config["eos_token_ids"])
     return GenerationRequest(
@@ -76,7 +79,7 @@ def request_of(
         {
             "max_new_tokens": max_new_tokens if is_limited and max_new_tokens else room,
             "temperature": check_number("temperature", temperature, 0),
-            "top_k": check_int("top_k", top_k, 0),
+            "top_k": check_int("top_k", top_k, 0, _MAX_TOP_K),
             "top_p": check_number("top_p", top_p, 0, 1, above_minimum=True),
             "min_p": check_number("min_p", min_p, 0, 1),
             "repetition_penalty": check_number(

@@ -37,11 +37,15 @@ void register_batch(py::module_& module) {
       .def(
           "add",
           [](BatchGeneration& self, const py::object& token_ids, const py::kwargs& params) {
-            return self.add(token_ids_from(token_ids), generation_params_from(params));
+            auto ids = token_ids_from(token_ids);
+            const GenerationParams wanted = generation_params_from(params);
+            const py::gil_scoped_release release;
+            return self.add(std::move(ids), wanted);
           },
           py::arg("token_ids"))
       .def("step", &step)
-      .def("cancel", &BatchGeneration::cancel, py::arg("sequence"));
+      .def("cancel", &BatchGeneration::cancel, py::arg("sequence"),
+           py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace moerun::python

@@ -1,6 +1,8 @@
 // Many sequences at once: the tokens of each are those that it has alone.
+#include <algorithm>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -131,8 +133,7 @@ TEST("a batch refuses what cannot run, and goes on with the rest") {
   ModelOptions options;
   options.context_length = 64;
   const auto model = Model::load(kModel, options);
-  CHECK_THROWS(InvalidArgument, BatchGeneration(model, {0, ""}), "batch_size", "1 to 64");
-  CHECK_THROWS(InvalidArgument, BatchGeneration(model, {65, ""}), "batch_size", "65");
+  CHECK_THROWS(InvalidArgument, BatchGeneration(model, {65, ""}), "batch_size", "1 to 64", "65");
   CHECK_THROWS(InvalidArgument, BatchGeneration(model, {4, "much"}), "kv_budget", "much");
   const std::size_t slab = KvArena::slab_bytes(model->config(), 32);
   BatchGeneration batch(model, {4, std::to_string(slab)});
@@ -171,6 +172,52 @@ TEST("a sequence of a batch ends at a stop token, a full context, or when it is 
   CHECK_EQ(rest.size(), std::size_t{1});
   CHECK_EQ(rest.at(0).size(), std::size_t{6});
   CHECK_EQ(batch.stats().finished, std::size_t{3});
+}
+
+TEST("a batch may be added to and cancelled from other threads while it steps") {
+  const auto model = Model::load(kModel, {});
+  GenerationParams params;
+  params.max_new_tokens = 30;
+  BatchGeneration batch(model, {4, ""});
+  for (std::size_t i = 0; i < 4; ++i) batch.add(prompt_of(4, i), params);
+  std::thread other([&] {
+    for (std::size_t i = 4; i < 12; ++i) {
+      CHECK_EQ(batch.add(prompt_of(4, i), params), i);
+      if (i % 2 == 1) batch.cancel(i - 4);
+      CHECK(batch.stats().running <= 4);
+    }
+  });
+  auto found = run_all(batch);
+  other.join();
+  for (const auto& [sequence, tokens] : run_all(batch)) {
+    found[sequence].insert(found[sequence].end(), tokens.begin(), tokens.end());
+  }
+  for (std::size_t i = 0; i < 12; ++i) {
+    const Tokens whole = alone(model, prompt_of(4, i), params);
+    const Tokens& part = found[i];
+    const bool may_be_short = i % 2 == 1 && i < 8;
+    CHECK(may_be_short ? part.size() <= whole.size() : part.size() == whole.size());
+    CHECK(std::equal(part.begin(), part.end(), whole.begin()));
+  }
+  CHECK_EQ(batch.stats().finished, std::size_t{12});
+}
+
+TEST("only one thread at a time may step a batch") {
+  const auto model = Model::load(kModel, {});
+  BatchGeneration batch(model, {});
+  GenerationParams params;
+  params.max_new_tokens = 3;
+  batch.add(prompt_of(4, 0), params);
+  bool was_refused = false;
+  batch.step([&] {
+    try {
+      batch.step();
+    } catch (const InvalidArgument&) {
+      was_refused = true;
+    }
+  });
+  CHECK(was_refused);
+  CHECK_EQ(run_all(batch).at(0).size(), std::size_t{2});
 }
 
 TEST("an interruption of a batch ends its sequences and leaves the model usable") {

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -142,6 +143,9 @@ def test_the_kv_budget_is_hard_and_sequences_without_room_wait(model, prompts, a
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 513}, "1 to 512"),
         ({"batch_size": 2.5}, "batch_size"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_k": 2**63}, "top_k"),
+        ({"ignore_eos": "no"}, "ignore_eos"),
         ({"kv_budget": "lots"}, "kv_budget.*lots"),
         ({"kv_budget": 0}, "kv_budget"),
         ({"temperature": -1}, "temperature"),
@@ -157,6 +161,49 @@ def test_wrong_arguments_are_refused(model, arguments, pattern):
     prompts = arguments.pop("prompts", [[1, 2]])
     with pytest.raises(InvalidArgumentError, match=pattern):
         model.generate_batch(prompts, **arguments)
+
+
+def test_other_threads_may_add_and_cancel(model, prompts, alone):
+    with model.batch(batch_size=4) as batch:
+        for prompt in prompts[:4]:
+            batch.add(prompt, max_new_tokens=16)
+
+        def add_more():
+            for prompt in prompts[4:16]:
+                batch.add(prompt, max_new_tokens=16)
+            batch.cancel(15)
+
+        thread = threading.Thread(target=add_more)
+        thread.start()
+        found = {result.sequence: result.token_ids for result in batch}
+        thread.join()
+        found |= {result.sequence: result.token_ids for result in batch}
+    found.pop(15, None)
+    assert found == dict(enumerate(alone[:15]))
+
+
+def test_statistics_are_right_when_strings_end_the_texts(model, prompts, alone):
+    stop = model.tokenizer.decode(alone[0])[3:5]
+    model.generate_batch([prompts[0]] * 3, max_new_tokens=16, stop=stop).results()
+    stats = model.stats()["batch"]
+    assert (stats["running"], stats["finished"], stats["kv_cache"]["used_bytes"]) == (0, 3, 0)
+
+
+def test_a_small_context_takes_a_smaller_batch():
+    with moerun.Model.load(context_length=12) as model:
+        results = model.generate_batch([[1, 2, 3]] * 20, max_new_tokens=2).results()
+        assert len(results) == 20
+        assert model.stats()["batch"]["most_running"] == 12
+
+
+def test_other_generations_beside_a_batch_are_not_counted(model, prompts):
+    with model.batch(batch_size=4) as batch:
+        for prompt in prompts[:4]:
+            batch.add(prompt, max_new_tokens=8)
+        while batch.step():
+            list(model.generate(prompts[9], max_new_tokens=8))
+    stats = model.stats()["batch"]
+    assert model.config["top_k"] <= stats["active_experts"] <= 4 * model.config["top_k"]
 
 
 def test_unknown_arguments_are_refused(model):

@@ -1,5 +1,6 @@
 """moe-run --batch, as a real process."""
 
+import fcntl
 import json
 import os
 import signal
@@ -54,9 +55,7 @@ def test_every_line_gets_the_text_that_it_gets_alone(run_cli, tmp_path, prompts,
         assert result["generated_tokens"] == len(tokens)
         assert result["prompt_tokens"] == len(ids)
         assert result["finish_reason"] == generation.finish_reason
-    assert os.listdir(tmp_path) == ["prompts.jsonl", "texts.jsonl"] or sorted(
-        os.listdir(tmp_path)
-    ) == ["prompts.jsonl", "texts.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["prompts.jsonl", "texts.jsonl"]
 
 
 def test_standard_output_has_the_results_in_the_order_of_the_lines(run_cli, prompts):
@@ -88,15 +87,21 @@ def test_bad_lines_are_named_and_the_rest_completes(run_cli, tmp_path):
         [1, 2],
         b'{"prompt": "\\ud800"}',
         {"prompt": "import sys\n", "colour": "red"},
+        b'{"prompt": "x", "temperature": 1' + b"0" * 400 + b"}",
+        {"prompt": "x", "top_k": 2**63},
+        {"prompt": "x", "ignore_eos": "no"},
+        b'{"prompt": "x", "id": 1e999}',
+        b'{"prompt": "x", "id": "\\ud800"}',
+        {"prompt": "import sys\n", "max_new_tokens": None},
     ]
     out = tmp_path / "texts.jsonl"
     done = run_cli("--batch", write_lines(tmp_path / "p.jsonl", lines), "-o", str(out), "-n", "6")
     assert done.returncode == 1
-    assert "9 lines failed: 2, 3, 4, 5, 7, 8, 9, 10, 11" in done.stderr
+    assert "14 lines failed: 2, 3, 4, 5, 7, 8, 9, 10, 11, 13 and 4 more" in done.stderr
     assert "colour" in done.stderr
     results = {result["line"]: result for result in read_lines(out)}
-    assert list(results) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
-    assert all(("text" in results[n]) == (n in (1, 12)) for n in results)
+    assert list(results) == [1, 2, 3, 4, 5, *range(7, 19)]
+    assert all(("text" in results[n]) == (n in (1, 12, 18)) for n in results)
     for number, part in {
         2: "JSON",
         3: "UTF-8",
@@ -107,6 +112,11 @@ def test_bad_lines_are_named_and_the_rest_completes(run_cli, tmp_path):
         9: "1024",
         10: "list",
         11: "surrogate",
+        13: "temperature",
+        14: "top_k",
+        15: "ignore_eos",
+        16: "`id`",
+        17: "`id`",
     }.items():
         assert part in results[number]["error"]
     assert results[7]["id"] == "t"
@@ -122,6 +132,72 @@ def test_what_is_there_is_not_replaced_unasked(run_cli, tmp_path, prompts):
     assert run_cli(*arguments, "--overwrite").returncode == 0
     assert len(read_lines(out)) == 4
     assert_failed(run_cli("--batch", prompts, "-o", prompts, "--overwrite"), "reads from it")
+    partial = tmp_path / "q.partial"
+    partial.write_text('"import os"\n')
+    arguments = ("--batch", str(partial), "-o", str(tmp_path / "q"), "--overwrite")
+    assert_failed(run_cli(*arguments), "reads from it")
+    assert_failed(run_cli("--batch", prompts, "-o", str(tmp_path / "q"), "--overwrite"), "remove")
+    assert partial.read_text() == '"import os"\n'
+
+
+def test_a_refused_batch_leaves_nothing(run_cli, tmp_path, prompts):
+    arguments = ("--batch", prompts, "-o", str(tmp_path / "t"), "-n", "4")
+    assert_failed(run_cli(*arguments, "--batch-size", "100000"), "batch_size")
+    assert os.listdir(tmp_path) == ["prompts.jsonl"]
+    (tmp_path / "link").symlink_to("nowhere/else")
+    assert_failed(run_cli("--batch", prompts, "-o", str(tmp_path / "link")), "no folder")
+
+
+def test_two_runs_do_not_write_the_same_results(run_cli, tmp_path, prompts):
+    partial = tmp_path / "t.partial"
+    with partial.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        arguments = ("--batch", prompts, "-o", str(tmp_path / "t"), "-n", "4")
+        assert_failed(run_cli(*arguments), "another run is writing")
+    assert run_cli(*arguments).returncode == 0
+
+
+def test_prompts_may_come_from_standard_input(run_cli):
+    text = "\ufeff" + json.dumps(LINES[0]) + "\r\n" + json.dumps(LINES[1])
+    done = run_cli("--batch", "-", "-o", "-", "-n", "4", stdin=text)
+    assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2]
+
+
+def test_resuming_keeps_the_seed_and_wants_the_same_model(run_cli, tmp_path, model_copy):
+    prompts = write_lines(tmp_path / "p.jsonl", ["a\n", "b\n", "c\n"])
+    out = tmp_path / "t"
+    sampled = ("--batch", prompts, "-o", str(out), "-n", "6", "--temperature", "1")
+    assert run_cli(*sampled, "-m", str(model_copy)).returncode == 0
+    whole = read_lines(out)
+    seeds = [result["seed"] for result in whole]
+    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
+    again = (*sampled, "-m", str(model_copy), "--overwrite", "--seed", str(seeds[0]))
+    assert run_cli(*again).returncode == 0
+    assert read_lines(out) == whole
+
+    process = subprocess.Popen(
+        [*moe_run_command(), *sampled, "-m", str(model_copy), "--overwrite", "-n", "900"],
+        stderr=subprocess.PIPE,
+        env=offline_environment(),
+    )
+    partial = tmp_path / "t.partial"
+    while not partial.exists() or not partial.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    seed = json.loads(partial.read_text().splitlines()[0])["seed"]
+    process.kill()
+    process.communicate()
+    long = (*sampled, "-m", str(model_copy), "-n", "900", "--resume")
+    weights = next(model_copy.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert_failed(run_cli(*long), "another model")
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert_failed(run_cli(*long, "--context-length", "64"), "another model")
+    assert run_cli(*long).returncode == 0
+    assert [result["seed"] for result in read_lines(out)] == [seed, seed + 1, seed + 2]
 
 
 def test_ctrl_c_keeps_what_is_done_and_another_run_goes_on(run_cli, tmp_path):
@@ -185,6 +261,8 @@ def test_a_batch_runs_under_a_budget_and_says_what_the_cache_did(run_cli, tmp_pa
         (("--batch", "p", "text"), "--batch takes the place"),
         (("--batch", "p", "-i"), "--batch takes the place"),
         (("-o", "x", "text"), "need --batch"),
+        (("--batch-size", "4", "text"), "need --batch"),
+        (("--batch", "p", "--dry-run"), "--dry-run"),
         (("--batch", "p", "--json"), "--output"),
         (("--batch", "p", "--resume"), "--output"),
         (("--batch", "p", "-o", "x", "--resume", "--overwrite"), "exclude"),

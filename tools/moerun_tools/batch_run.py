@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from moerun import Batch, BatchResult, Model
 from moerun.errors import MoerunError
 from moerun.generation_request import draw_seed
-from moerun_tools.batch_file import BadLine, BatchInput, BatchLine, BatchOutput, results_in_order
+from moerun_tools.batch_file import BadLine, BatchInput, BatchLine
+from moerun_tools.batch_output import BatchOutput, results_in_order
 from moerun_tools.cache_report import statistics_text
 from moerun_tools.command import write_out
 from moerun_tools.conversation import Conversation
-from moerun_tools.output_file import check_target
 from moerun_tools.report import batch_lines, json_line
 
-# Sequences that wait in memory, in batches: enough that one is always ready to join.
-_BATCHES_AHEAD = 2
+# Sequences that wait or run: one is always ready to join, and a large file is no large queue.
+_MOST_AHEAD = 4096
 
 
 class BatchRun:
@@ -44,7 +45,6 @@ class BatchRun:
         self,
         model: Model,
         batch: Batch,
-        batch_size: int,
         lines: list[BatchLine | BadLine],
         chat: bool,
         system: str | None,
@@ -52,7 +52,6 @@ class BatchRun:
     ) -> None:
         self._model = model
         self._batch = batch
-        self._num_ahead = _BATCHES_AHEAD * batch_size
         self._lines = lines
         self._chat = chat
         self._system = system
@@ -65,7 +64,7 @@ class BatchRun:
             failure = self._add(line)
             if failure is not None:
                 yield failure
-            while self._batch.num_unfinished > self._num_ahead:
+            while self._batch.num_unfinished > _MOST_AHEAD:
                 yield self._report(next(self._batch))
         for result in self._batch:
             yield self._report(result)
@@ -133,6 +132,7 @@ class BatchJob:
         batch_size, kv_budget: as for `Model.batch`.
         chat: use the chat template.
         system: message of every chat.
+        context_length: of the model.
         generation: arguments of `Model.generate`.
     """
 
@@ -140,10 +140,11 @@ class BatchJob:
     output: BatchOutput | None
     resume: bool
     overwrite: bool
-    batch_size: int
+    batch_size: int | None
     kv_budget: str | None
     chat: bool
     system: str | None
+    context_length: int | None
     generation: dict[str, Any]
 
     @classmethod
@@ -156,55 +157,71 @@ class BatchJob:
         if lines.ignored and not quiet:
             click.echo(f"note: fields that mean nothing here: {', '.join(lines.ignored)}", err=True)
         target = None
-        if output is not None:
-            target = BatchOutput(Path(output).expanduser(), _fingerprint(lines, directory, options))
-            check_target(target.path, [path])
-            target.check(resume, overwrite)
+        if output is not None and output != "-":
+            target = BatchOutput(
+                Path(output).expanduser(),
+                _fingerprint(lines, directory, options),
+                options["generation"]["seed"],
+            )
+            target.check([path], resume, overwrite)
         return cls(lines, target, resume, overwrite, **options)
 
     def run(self, model: Model, *, as_json: bool, quiet: bool, show_stats: bool) -> int:
         """Continue every prompt, and return how many lines failed."""
         if self.chat:
             Conversation(model, self.chat)  # refuses a model without a template
-        given = self.generation["seed"]
-        generation = {**self.generation, "seed": draw_seed() if given is None else given}
         output = self.output
-        if output is not None:
-            output.open(self.resume)
-        done = {} if output is None else output.done
-        before = len(done)
-        failed = [number for number, result in done.items() if "error" in result]
-        todo = [line for line in self.lines.lines if line.number not in done]
-        in_order, ready = list(todo), dict[int, dict[str, Any]]()
+        failed: list[int] = []
+        with (
+            model.batch(self.batch_size, self.kv_budget) as batch,
+            output or nullcontext(),
+        ):
+            seed = self.generation["seed"] if output is None else output.seed
+            seed = draw_seed() if seed is None else seed
+            if output is not None:
+                output.seed = seed
+                output.open(self.resume)
+            done = {} if output is None else output.done
+            before = len(done)
+            failed += [number for number, result in done.items() if "error" in result]
+            todo = [line for line in self.lines.lines if line.number not in done]
+            generation = {**self.generation, "seed": seed}
+            run = BatchRun(model, batch, todo, self.chat, self.system, generation)
+            self._run(run, todo, before, failed, quiet)
+            if output is not None:
+                output.finish()
+        self._report(model.stats(), sorted(failed), before, as_json, quiet, show_stats)
+        return len(failed)
+
+    def _run(
+        self,
+        run: BatchRun,
+        todo: list[BatchLine | BadLine],
+        before: int,
+        failed: list[int],
+        quiet: bool,
+    ) -> None:
+        in_order, ready = deque(todo), dict[int, dict[str, Any]]()
         try:
-            with (
-                model.batch(self.batch_size, self.kv_budget) as batch,
-                _progress(len(self.lines.lines), before, quiet) as show,
-            ):
-                for result in BatchRun(
-                    model, batch, self.batch_size, todo, self.chat, self.system, generation
-                ):
+            with _progress(len(self.lines.lines), before, quiet) as show:
+                for result in run:
                     if "error" in result:
                         failed.append(result["line"])
-                    if output is not None:
-                        output.add(result)
+                    if self.output is not None:
+                        self.output.add(result)
                     else:
                         ready[result["line"]] = result
                         for each in results_in_order(in_order, ready):
                             write_out(json_line(each))
                     show(result)
         except BaseException:
-            if output is not None:
+            if self.output is not None:
                 click.echo(
-                    f"\nmoe-run: {len(output.done)} of {len(self.lines.lines)} lines are in "
-                    f"{output.partial_path}; --resume goes on from there",
+                    f"\nmoe-run: {len(self.output.done)} of {len(self.lines.lines)} lines are in "
+                    f"{self.output.partial_path}; --resume goes on from there",
                     err=True,
                 )
             raise
-        if output is not None:
-            output.finish()
-        self._report(model.stats(), sorted(failed), before, as_json, quiet, show_stats)
-        return len(failed)
 
     def _report(
         self,
@@ -234,11 +251,12 @@ class BatchJob:
 
 def _fingerprint(lines: BatchInput, directory: Path, options: dict[str, Any]) -> str:
     """Return what is the same for two runs whose results may be mixed."""
-    from moerun.planning.identity import model_id
+    from moerun.planning.identity import contents_of, model_id
 
     what = [
         lines.fingerprint,
         model_id(directory),
-        *(options[name] for name in ("chat", "system", "generation")),
+        contents_of(directory),
+        *(options[name] for name in ("chat", "system", "context_length", "generation")),
     ]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

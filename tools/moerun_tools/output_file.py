@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,8 +20,14 @@ def check_target(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     Raises:
         FileError: its folder is not there, it is no plain file, or it is one of `inputs`.
     """
-    if not path.parent.is_dir():
-        raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+    folder = Path(os.path.realpath(path)).parent  # what a link names
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: there is no folder {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}") from None
     if path.exists():
         if not path.is_file():
             raise FileError(f"cannot write {path}: it is there and not a plain file")

@@ -159,8 +159,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "--batch-size",
     metavar="N",
     type=click.IntRange(min=1),
-    default=16,
-    help="Most texts that are written at once.",
+    help="Most texts that are written at once.  [default: 16]",
 )
 @_option(
     "Batch",
@@ -266,7 +265,7 @@ def main(
     dry_run: bool,
     batch: str | None,
     output: str | None,
-    batch_size: int,
+    batch_size: int | None,
     kv_budget: str | None,
     resume: bool,
     overwrite: bool,
@@ -295,13 +294,15 @@ def main(
 
     if batch is not None and (prompt is not None or file is not None or interactive):
         raise click.UsageError("--batch takes the place of PROMPT, --file and --interactive.")
-    if batch is None and (output is not None or kv_budget is not None):
-        raise click.UsageError("--output and --kv-budget need --batch.")
-    if (resume or overwrite) and output is None:
+    if batch is None and not (output is None and batch_size is None and kv_budget is None):
+        raise click.UsageError("--output, --batch-size and --kv-budget need --batch.")
+    if batch is not None and (dry_run or remove_pack):
+        raise click.UsageError("--batch excludes --dry-run and --remove-pack.")
+    if (resume or overwrite) and output in (None, "-"):
         raise click.UsageError("--resume and --overwrite need --output.")
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
-    if batch is not None and as_json and output is None:
+    if batch is not None and as_json and output in (None, "-"):
         raise click.UsageError("--batch with --json needs --output, for standard output has both.")
 
     machine = {"device": device, "threads": threads, "context_length": context_length}
@@ -349,6 +350,7 @@ def main(
             kv_budget=kv_budget,
             chat=chat,
             system=system,
+            context_length=context_length,
             generation=generation,
         )
     saved = None if save_plan is None else Path(save_plan).expanduser()

@@ -29,6 +29,10 @@ _FIELDS = (
     "dtype",
 )
 
+_SMALL_FILE_BYTES = 64 << 20
+_SAMPLE_BYTES = 64 << 10
+_NUM_SAMPLES = 64  # of a file of weights
+
 
 def model_id(path: str | os.PathLike[str] | None = None) -> str:
     """Return 16 hexadecimal digits that two models share if their routing and times may be mixed.
@@ -50,6 +54,38 @@ def model_id(path: str | os.PathLike[str] | None = None) -> str:
         raise FileError(f"cannot read the folder {directory}: {error.strerror}") from error
     facts = {"config": {name: config[name] for name in _FIELDS}, "files": files}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def contents_of(path: str | os.PathLike[str] | None = None) -> str:
+    """Return 16 hexadecimal digits that differ for models which write other texts.
+
+    They are made of all small files of the model (tokenizer, templates, config.json), and of the
+    headers and some places of the weights: reading all of those would take too long.
+
+    Args:
+        path: as for `moerun.Model.load`.
+
+    Raises:
+        MissingFileError: there is no such model.
+        FileError: a file cannot be read.
+    """
+    directory = resolve_model(path)
+    found = hashlib.sha256()
+    try:
+        for file in sorted(each for each in directory.iterdir() if each.is_file()):
+            size = file.stat().st_size
+            found.update(f"{file.name}\0{size}\0".encode())
+            if file.suffix != ".safetensors" and size <= _SMALL_FILE_BYTES:
+                found.update(file.read_bytes())
+            elif file.suffix == ".safetensors":
+                with file.open("rb") as weights:
+                    found.update(weights.read(_SAMPLE_BYTES))
+                    for place in range(1, _NUM_SAMPLES + 1):
+                        weights.seek(max(0, size * place // _NUM_SAMPLES - _SAMPLE_BYTES))
+                        found.update(weights.read(_SAMPLE_BYTES))
+    except OSError as error:
+        raise FileError(f"cannot read the files of {directory}: {error.strerror}") from error
+    return found.hexdigest()[:16]
 
 
 def machine_name() -> str:
