@@ -63,6 +63,8 @@ using Simd = Float32Dots<Avx2>;
 //
 #include "device/cpu/kernels_dot.h"
 //
+#include "device/cpu/kernels_sum.h"
+//
 #include "device/cpu/kernels_segment.h"
 //
 #include "device/cpu/kernels_entry.h"

@@ -1,123 +1,7 @@
-// The expert kernels: weighted sums of rows, and one quantum of a segment. Included like
-// kernels_dot.h.
+// The expert kernels: one quantum of a segment. Included like kernels_dot.h, after kernels_sum.h.
 //
 // Order of operations: y[h] of a quantum sums its records in index order by fused multiply-add,
 // starting from zero; only then is it added to what earlier quanta gave.
-
-constexpr std::size_t kMaxQuantum = 32;
-
-// acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...].
-template <int T, int N, typename Weight>
-inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::size_t row_stride,
-                                                    std::size_t num_rows,
-                                                    const float* const* weights, V (&acc)[T][N]) {
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) acc[t][v] = Simd::zero();
-  }
-  for (std::size_t j = 0; j < num_rows; ++j) {
-    const Weight* row = rows + j * row_stride;
-    V d[N];
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) d[v] = Simd::load(row + v * W);
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const V a = Simd::set1(weights[t][j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[t][v] = Simd::fma(a, d[v], acc[t][v]);
-    }
-  }
-}
-
-template <int T, int N, typename Weight>
-inline void sum_columns(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
-                        const float* const* weights, float* const* outs, std::size_t column,
-                        bool accumulate) {
-  V acc[T][N];
-  sum_tile<T, N>(rows, row_stride, num_rows, weights, acc);
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    float* out = outs[t] + column;
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) {
-      const V sum = accumulate ? Simd::add(Simd::load(out + v * W), acc[t][v]) : acc[t][v];
-      Simd::store(out + v * W, sum);
-    }
-  }
-}
-
-template <int N, typename Weight>
-void sum_tokens(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
-                const float* const* weights, float* const* outs, std::size_t column,
-                std::size_t num_tokens, bool accumulate) {
-  for_token_tiles<Simd::kSumTokens>(num_tokens, [&](std::size_t t, auto tile) {
-    sum_columns<decltype(tile)::value, N>(rows, row_stride, num_rows, weights + t, outs + t, column,
-                                          accumulate);
-  });
-}
-
-// One token leaves registers for wider tiles, so that rows are read in longer pieces.
-template <typename Weight>
-void sum_rows_one_token(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
-                        std::size_t n, const float* const* weights, float* const* outs,
-                        bool accumulate) {
-  constexpr int kVectors = 2 * Simd::kSumVectors;
-  std::size_t column = 0;
-  for (; column + kVectors * W <= n; column += kVectors * W) {
-    sum_columns<1, kVectors>(rows + column, row_stride, num_rows, weights, outs, column,
-                             accumulate);
-  }
-  for (; column < n; column += W) {
-    sum_columns<1, 1>(rows + column, row_stride, num_rows, weights, outs, column, accumulate);
-  }
-}
-
-constexpr std::size_t kSumColumns = Simd::kSumVectors * W;  // columns of a tile
-
-template <typename Weight>
-void sum_rows(const Weight* rows, std::size_t row_stride, std::size_t num_rows, std::size_t n,
-              const float* const* weights, float* const* outs, std::size_t num_tokens,
-              bool accumulate) {
-  if (num_tokens == 1) {
-    return sum_rows_one_token(rows, row_stride, num_rows, n, weights, outs, accumulate);
-  }
-  std::size_t column = 0;
-  for (; column + kSumColumns <= n; column += kSumColumns) {
-    sum_tokens<Simd::kSumVectors>(rows + column, row_stride, num_rows, weights, outs, column,
-                                  num_tokens, accumulate);
-  }
-  for (; column < n; column += W) {
-    sum_tokens<1>(rows + column, row_stride, num_rows, weights, outs, column, num_tokens,
-                  accumulate);
-  }
-}
-
-// The same with the rows of a tile converted to float32 first.
-template <typename Weight>
-void sum_rows_converted(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
-                        std::size_t n, const float* const* weights, float* const* outs,
-                        std::size_t num_tokens, bool accumulate, RowPrefetcher& prefetcher) {
-  alignas(64) float tile[kMaxQuantum * kSumColumns];
-  for (std::size_t column = 0; column < n; column += kSumColumns) {
-    const std::size_t width = n - column < kSumColumns ? n - column : kSumColumns;
-    prefetcher.step();
-    for (std::size_t j = 0; j < num_rows; ++j) {
-      for (std::size_t c = 0; c < width; c += W) {
-        Simd::store(tile + j * kSumColumns + c, Simd::load(rows + j * row_stride + column + c));
-      }
-    }
-    if (width == kSumColumns) {
-      sum_tokens<Simd::kSumVectors>(static_cast<const float*>(tile), kSumColumns, num_rows, weights,
-                                    outs, column, num_tokens, accumulate);
-    } else {
-      for (std::size_t c = 0; c < width; c += W) {
-        sum_tokens<1>(static_cast<const float*>(tile) + c, kSumColumns, num_rows, weights, outs,
-                      column + c, num_tokens, accumulate);
-      }
-    }
-  }
-}
 
 // activated = silu(gate) * up, n a multiple of W.
 inline void silu_mul(const float* gate, const float* up, float* activated, std::size_t n) {
@@ -288,14 +172,32 @@ struct SegmentScratch {
   float activated[kMaxTokens][kMaxQuantum];
 };
 
+// activated[t] = silu(gate . xs[t]) * (up . xs[t]) of the records, from products of 2 num_records
+// rows, `step` apart from gate to gate and `up` from a gate to its up.
+inline void activate(SegmentScratch& scratch, std::size_t num_records, std::size_t num_tokens,
+                     std::size_t step, std::size_t up_offset) {
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    alignas(64) float gate[kMaxQuantum] = {};
+    alignas(64) float up[kMaxQuantum] = {};
+    for (std::size_t i = 0; i < num_records; ++i) {
+      gate[i] = scratch.gate_up[t][i * step];
+      up[i] = scratch.gate_up[t][i * step + up_offset];
+    }
+    silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
+  }
+}
+
+// A few tokens: memory is the bound still. First come all gate and up rows, then the down rows by
+// columns; what lies in memory is asked for from front to back meanwhile, so far ahead that the
+// down rows have come when the gate and up rows, two thirds of a quantum, are done.
 template <typename Weight>
-void quantum_many_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
-                         const float* const* xs, float* const* ys, std::size_t num_tokens,
-                         bool accumulate, SegmentScratch& scratch) {
+void quantum_few_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
+                        const float* const* xs, float* const* ys, std::size_t num_tokens,
+                        bool accumulate, bool more_follows, SegmentScratch& scratch) {
   const Weight* rows[2 * kMaxQuantum];
   for (std::size_t i = 0; i < num_records; ++i) {
-    rows[i] = records + i * 3 * hidden;
-    rows[num_records + i] = records + (i * 3 + 1) * hidden;
+    rows[2 * i] = records + i * 3 * hidden;
+    rows[2 * i + 1] = rows[2 * i] + hidden;
   }
   float* products[kMaxTokens];
   const float* activated[kMaxTokens];
@@ -303,36 +205,59 @@ void quantum_many_tokens(const Weight* records, std::size_t num_records, std::si
     products[t] = scratch.gate_up[t];
     activated[t] = scratch.activated[t];
   }
+  const std::size_t record_bytes = 3 * hidden * sizeof(Weight);
+  const std::size_t distance = (num_records + 2) / 3 * record_bytes + kFarBytes;
+  const std::size_t bytes = num_records * record_bytes;
+  // What another thread will read must not be asked for here.
+  const std::size_t reach = more_follows ? 2 * bytes : bytes;
+  const auto* data = reinterpret_cast<const std::byte*>(records);
+  FarAhead far{data + (distance < reach ? distance : reach),
+               distance < reach ? reach - distance : 0, data};
+  const Weight* down = records + 2 * hidden;
+  const std::byte* down_rows[Simd::kDotRows];
+  for (std::size_t r = 0; r < Simd::kDotRows; ++r) {
+    down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden);
+  }
+  dot_rows_direct(rows, 2 * num_records, hidden, xs, products, num_tokens, down_rows, far);
+  activate(scratch, num_records, num_tokens, 2, 1);
+  sum_rows_streamed(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
+                    far);
+}
+
+// Many tokens: weights are converted once for all of them.
+template <typename Weight>
+void quantum_many_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
+                         const float* const* xs, float* const* ys, std::size_t num_tokens,
+                         bool accumulate, SegmentScratch& scratch) {
+  const Weight* rows[2 * kMaxQuantum] = {};
+  for (std::size_t i = 0; i < num_records; ++i) {
+    rows[i] = records + i * 3 * hidden;
+    rows[num_records + i] = records + (i * 3 + 1) * hidden;
+  }
+  float* products[kMaxTokens] = {};
+  const float* activated[kMaxTokens] = {};
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    products[t] = scratch.gate_up[t];
+    activated[t] = scratch.activated[t];
+  }
   // While the last products are formed, the down rows are asked for; while
   // those are summed, the first gate and up rows of what follows in memory.
   const Weight* down = records + 2 * hidden;
-  const std::byte* down_rows[2 * kMaxQuantum];
-  const std::byte* following[2 * kMaxQuantum];
+  const std::byte* down_rows[2 * kMaxQuantum] = {};
+  const std::byte* following[2 * kMaxQuantum] = {};
   for (std::size_t r = 0; r < 2 * num_records; ++r) {
     const std::size_t half = r < num_records || hidden <= kBlockK ? 0 : kBlockK;
     down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden + half);
     following[r] =
         reinterpret_cast<const std::byte*>(records + ((num_records + r / 2) * 3 + r % 2) * hidden);
   }
-  dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
-  for (std::size_t t = 0; t < num_tokens; ++t) {
-    alignas(64) float gate[kMaxQuantum] = {};
-    alignas(64) float up[kMaxQuantum] = {};
-    for (std::size_t i = 0; i < num_records; ++i) {
-      gate[i] = products[t][i];
-      up[i] = products[t][num_records + i];
-    }
-    silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
-  }
-  if (num_tokens <= Simd::kSumTokens) {
-    sum_rows(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate);
-  } else {
-    const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
-    auto prefetcher =
-        RowPrefetcher::over(following, 2 * num_records, row_bytes, hidden / kSumColumns + 1);
-    sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
-                       prefetcher);
-  }
+  dot_rows_blocked(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
+  activate(scratch, num_records, num_tokens, 1, num_records);
+  const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
+  auto prefetcher =
+      RowPrefetcher::over(following, 2 * num_records, row_bytes, hidden / kSumColumns + 1);
+  sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
+                     prefetcher);
 }
 
 template <typename Weight>
@@ -343,6 +268,9 @@ void segment_quantum_typed(const std::byte* records, std::size_t num_records, st
   if (num_tokens == 1) {
     quantum_one_token(typed, num_records, hidden, xs[0], ys[0], accumulate, more_follows,
                       reinterpret_cast<float*>(scratch));
+  } else if (num_tokens < kConvertFromTokens) {
+    quantum_few_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate, more_follows,
+                       *reinterpret_cast<SegmentScratch*>(scratch));
   } else {
     quantum_many_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate,
                         *reinterpret_cast<SegmentScratch*>(scratch));
