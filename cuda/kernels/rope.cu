@@ -106,23 +106,28 @@ MOERUN_DEVICE Pair load_pair(const RotateArguments& a, const float* row, const f
   return pair;
 }
 
-MOERUN_DEVICE void store_pair(const RotateArguments& a, float* row, std::size_t position,
-                              unsigned number, const Pair& pair) {
+MOERUN_DEVICE void store_pair(const RotateArguments& a, const SequenceEntry& sequence, float* row,
+                              std::size_t position, unsigned number, const Pair& pair) {
   const unsigned half = a.head_dim / 2;
   const unsigned head = number / half;
   const unsigned i = number % half;
   row[head * a.head_dim + i] = pair.low;
   row[head * a.head_dim + i + half] = pair.high;
   if (head < a.num_heads) return;
-  float* key = a.keys + ((head - a.num_heads) * a.capacity + position) * a.kv_pitch;
+  float* key =
+      sequence.keys + (std::size_t{head - a.num_heads} * sequence.capacity + position) * a.kv_pitch;
   key[i] = pair.low;
   key[i + half] = pair.high;
 }
 
+// `sequence` takes the place of what `a` says of keys and values: copied into it, it would cost
+// local memory on some architectures.
+//
 // A block does all heads of one token; a thread takes pairs of elements that are rotated together.
 // Shared memory: cosines and sines, a factor for each head of q and k, two floats a warp.
 // Preconditions: head_dim even; position below the KV cache's capacity.
-MOERUN_DEVICE void rotate_row(const RotateArguments& a, float* row, std::size_t position) {
+MOERUN_DEVICE void rotate_row(const RotateArguments& a, const SequenceEntry& sequence, float* row,
+                              std::size_t position) {
   const unsigned half = a.head_dim / 2;
   const unsigned num_rotated = a.num_heads + a.num_kv_heads;
   auto* cosines = shared_memory<float>();
@@ -152,7 +157,7 @@ MOERUN_DEVICE void rotate_row(const RotateArguments& a, float* row, std::size_t 
       if (number >= num_pairs) continue;
       const float cosine = cosines[number % half];
       const float sine = sines[number % half];
-      store_pair(a, row, position, number,
+      store_pair(a, sequence, row, position, number,
                  {pairs[j].low * cosine - pairs[j].high * sine,
                   pairs[j].high * cosine + pairs[j].low * sine});
     }
@@ -161,8 +166,8 @@ MOERUN_DEVICE void rotate_row(const RotateArguments& a, float* row, std::size_t 
   for (unsigned i = thread_x(); i < a.num_kv_heads * a.head_dim; i += kThreads) {
     const float value = a.clip > 0 ? clamp_to(v[i], a.clip) : v[i];
     v[i] = value;
-    const std::size_t target = i / a.head_dim * a.capacity + position;
-    a.values[target * a.kv_pitch + i % a.head_dim] = value;
+    const std::size_t target = std::size_t{i / a.head_dim} * sequence.capacity + position;
+    sequence.values[target * a.kv_pitch + i % a.head_dim] = value;
   }
 }
 
@@ -170,17 +175,15 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
   const std::size_t first_position = a.position_on_device != nullptr
                                          ? static_cast<std::size_t>(*a.position_on_device)
                                          : a.first_position;
-  rotate_row(a, a.qkv + block_x() * a.pitch, first_position + block_x());
+  rotate_row(a, {a.keys, a.values, static_cast<std::uint32_t>(a.capacity), 0},
+             a.qkv + block_x() * a.pitch, first_position + block_x());
 }
 
 MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1)
     rotate_each_kernel(const MOERUN_IN_PLACE RotateEachArguments arguments) {
   const SequenceEntry& sequence = arguments.sequences.entries[block_x()];
-  RotateArguments a = arguments.all;
-  a.keys = sequence.keys;
-  a.values = sequence.values;
-  a.capacity = sequence.capacity;
-  rotate_row(a, a.qkv + block_x() * a.pitch, sequence.position);
+  const RotateArguments& a = arguments.all;
+  rotate_row(a, sequence, a.qkv + block_x() * a.pitch, sequence.position);
 }
 
 RotateArguments arguments_of(const AttentionShape& shape, const RotaryParams& rotary,

@@ -10,7 +10,7 @@ constexpr std::size_t kBlockK = 1024;   // elements of a row kept in the first-l
 constexpr std::size_t kBlockRows = 64;  // rows converted at a time: gate and up of one quantum
 // From this many tokens on, converting weights to float32 once costs less than converting them for
 // every tile.
-constexpr std::size_t kConvertFromTokens = 2 * Simd::kDotTokens;
+constexpr std::size_t kConvertFromTokens = Simd::kDirectTiles * Simd::kDotTokens;
 
 using V = Simd::V;
 constexpr std::size_t W = Simd::kWidth;
@@ -42,29 +42,9 @@ inline void for_token_tiles(std::size_t num_tokens, Body&& body) {
 // some 4 to 6 KiB in all. Less comes late, more drives what is awaited out of the first-level
 // cache.
 constexpr std::size_t kAheadBytes = 512;
-// The same for the second-level cache, over all rows: what memory delivers in about two
-// microseconds.
-constexpr std::size_t kFarBytes = std::size_t{16} << 10;
 
 struct NothingAhead {
   inline __attribute__((always_inline)) void operator()(std::size_t) const {}
-};
-
-// Memory that will be read after what is read now, front to back, in whatever order the work itself
-// goes: every tile of work asks for as much of it as it reads, into the second-level cache. So
-// memory delivers all the time, and in the order that suits it best.
-struct FarAhead {
-  const std::byte* at = nullptr;
-  std::size_t left = 0;              // bytes; nobody may ask for what is behind them
-  const std::byte* known = nullptr;  // asked for in its place: is in a cache
-
-  const std::byte* take(std::size_t bytes) {
-    if (bytes > left) return known;
-    const std::byte* taken = at;
-    at += bytes;
-    left -= bytes;
-    return taken;
-  }
 };
 
 // acc[r][t] += rows[r] . xs[t] over elements [0, k). ahead(i) is called at every cache line of the
@@ -113,11 +93,11 @@ inline __attribute__((always_inline)) void dot_tile(const Weight* const* rows,
 }
 
 // outs[t][first_row + r] = rows[r] . xs[t]. next: the R rows that will be read after these, or
-// none; far: memory as large as the R rows, that is read later.
+// none.
 template <int R, int T, typename Weight>
 inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, std::size_t k,
                            float* const* outs, std::size_t first_row,
-                           const Weight* const* next = nullptr, const std::byte* far = nullptr) {
+                           const Weight* const* next = nullptr) {
   V acc[R][T];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -137,19 +117,18 @@ inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, st
     for (int r = 0; r < R; ++r) tail_rows[r] = rows[r] + head;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) tail_xs[t] = xs[t] + head;
-    const std::byte* far_tail = far + head * R * sizeof(Weight);
     dot_tile<R, T>(rows, xs, head, acc, [&](std::size_t i) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         __builtin_prefetch(rows[r] + tail + i);
-        __builtin_prefetch(far + i * R * sizeof(Weight) + r * 64, 0, 2);
+        __builtin_prefetch(next[r] + i, 0, 2);
       }
     });
     dot_tile<R, T>(tail_rows, tail_xs, tail, acc, [&](std::size_t i) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         __builtin_prefetch(next[r] + i);
-        __builtin_prefetch(far_tail + i * R * sizeof(Weight) + r * 64, 0, 2);
+        __builtin_prefetch(next[r] + head + i, 0, 2);
       }
     });
   }
@@ -160,12 +139,12 @@ inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, st
   }
 }
 
-// Few tokens: weights are streamed once from memory and converted in registers. rows_after: the
-// rows that will be read next, as many as make a tile.
+// Few tokens: weights are streamed once from memory and converted in registers, for some tokens at
+// a time. rows_after: as many rows as there are, which will be read next.
 template <typename Weight>
 void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
                      const float* const* xs, float* const* outs, std::size_t num_tokens,
-                     const std::byte* const* rows_after, FarAhead& far) {
+                     const std::byte* const* rows_after) {
   constexpr int kRows = Simd::kDotRows;
   std::size_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
@@ -175,12 +154,10 @@ void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_
     for (int a = 0; a < kRows; ++a) {
       next[a] = last ? reinterpret_cast<const Weight*>(rows_after[a]) : rows[r + kRows + a];
     }
-    const std::byte* far_rows = far.take(kRows * k * sizeof(Weight));
     for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
-      // The first tokens have asked for everything.
-      const Weight* const* wanted = t == 0 ? next : nullptr;
-      dot_tile_whole<kRows, decltype(tile)::value>(rows + r, xs + t, k, outs + t, r, wanted,
-                                                   far_rows);
+      // The first tokens have asked for the rows that come next.
+      dot_tile_whole<kRows, decltype(tile)::value>(rows + r, xs + t, k, outs + t, r,
+                                                   t == 0 ? next : nullptr);
     });
   }
   for (; r < num_rows; ++r) {
@@ -294,9 +271,9 @@ void dot_rows_blocked(const Weight* const* rows, std::size_t num_rows, std::size
 template <typename Weight>
 void dot_rows(const Weight* const* rows, std::size_t num_rows, std::size_t k,
               const float* const* xs, float* const* outs, std::size_t num_tokens,
-              DotScratch& scratch, const std::byte* const* rows_after, FarAhead& far) {
+              DotScratch& scratch, const std::byte* const* rows_after) {
   if (num_tokens < kConvertFromTokens) {
-    dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens, rows_after, far);
+    dot_rows_direct(rows, num_rows, k, xs, outs, num_tokens, rows_after);
   } else {
     dot_rows_blocked(rows, num_rows, k, xs, outs, num_tokens, scratch, rows_after);
   }
@@ -309,9 +286,6 @@ void dot_typed(const std::byte* data, std::size_t row_stride, std::size_t num_ro
   const Weight* rows[kBlockRows];
   const std::byte* rows_after[kBlockRows];
   float* shifted[kMaxTokens];
-  const std::size_t bytes = num_rows * row_stride;
-  const std::size_t distance = bytes < kFarBytes ? bytes : kFarBytes;
-  FarAhead far{data + distance, bytes - distance, data};
   for (std::size_t r0 = 0; r0 < num_rows; r0 += kBlockRows) {
     const std::size_t count = num_rows - r0 < kBlockRows ? num_rows - r0 : kBlockRows;
     for (std::size_t r = 0; r < count; ++r) {
@@ -321,6 +295,6 @@ void dot_typed(const std::byte* data, std::size_t row_stride, std::size_t num_ro
       rows_after[r] = data + (after < num_rows ? after : r0 + r) * row_stride;
     }
     for (std::size_t t = 0; t < num_tokens; ++t) shifted[t] = outs[t] + r0;
-    dot_rows(rows, count, k, xs, shifted, num_tokens, scratch, rows_after, far);
+    dot_rows(rows, count, k, xs, shifted, num_tokens, scratch, rows_after);
   }
 }

@@ -172,32 +172,14 @@ struct SegmentScratch {
   float activated[kMaxTokens][kMaxQuantum];
 };
 
-// activated[t] = silu(gate . xs[t]) * (up . xs[t]) of the records, from products of 2 num_records
-// rows, `step` apart from gate to gate and `up` from a gate to its up.
-inline void activate(SegmentScratch& scratch, std::size_t num_records, std::size_t num_tokens,
-                     std::size_t step, std::size_t up_offset) {
-  for (std::size_t t = 0; t < num_tokens; ++t) {
-    alignas(64) float gate[kMaxQuantum] = {};
-    alignas(64) float up[kMaxQuantum] = {};
-    for (std::size_t i = 0; i < num_records; ++i) {
-      gate[i] = scratch.gate_up[t][i * step];
-      up[i] = scratch.gate_up[t][i * step + up_offset];
-    }
-    silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
-  }
-}
-
-// A few tokens: memory is the bound still. First come all gate and up rows, then the down rows by
-// columns; what lies in memory is asked for from front to back meanwhile, so far ahead that the
-// down rows have come when the gate and up rows, two thirds of a quantum, are done.
 template <typename Weight>
-void quantum_few_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
-                        const float* const* xs, float* const* ys, std::size_t num_tokens,
-                        bool accumulate, bool more_follows, SegmentScratch& scratch) {
+void quantum_many_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
+                         const float* const* xs, float* const* ys, std::size_t num_tokens,
+                         bool accumulate, SegmentScratch& scratch) {
   const Weight* rows[2 * kMaxQuantum];
   for (std::size_t i = 0; i < num_records; ++i) {
-    rows[2 * i] = records + i * 3 * hidden;
-    rows[2 * i + 1] = rows[2 * i] + hidden;
+    rows[i] = records + i * 3 * hidden;
+    rows[num_records + i] = records + (i * 3 + 1) * hidden;
   }
   float* products[kMaxTokens];
   const float* activated[kMaxTokens];
@@ -205,59 +187,36 @@ void quantum_few_tokens(const Weight* records, std::size_t num_records, std::siz
     products[t] = scratch.gate_up[t];
     activated[t] = scratch.activated[t];
   }
-  const std::size_t record_bytes = 3 * hidden * sizeof(Weight);
-  const std::size_t distance = (num_records + 2) / 3 * record_bytes + kFarBytes;
-  const std::size_t bytes = num_records * record_bytes;
-  // What another thread will read must not be asked for here.
-  const std::size_t reach = more_follows ? 2 * bytes : bytes;
-  const auto* data = reinterpret_cast<const std::byte*>(records);
-  FarAhead far{data + (distance < reach ? distance : reach),
-               distance < reach ? reach - distance : 0, data};
-  const Weight* down = records + 2 * hidden;
-  const std::byte* down_rows[Simd::kDotRows];
-  for (std::size_t r = 0; r < Simd::kDotRows; ++r) {
-    down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden);
-  }
-  dot_rows_direct(rows, 2 * num_records, hidden, xs, products, num_tokens, down_rows, far);
-  activate(scratch, num_records, num_tokens, 2, 1);
-  sum_rows_streamed(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
-                    far);
-}
-
-// Many tokens: weights are converted once for all of them.
-template <typename Weight>
-void quantum_many_tokens(const Weight* records, std::size_t num_records, std::size_t hidden,
-                         const float* const* xs, float* const* ys, std::size_t num_tokens,
-                         bool accumulate, SegmentScratch& scratch) {
-  const Weight* rows[2 * kMaxQuantum] = {};
-  for (std::size_t i = 0; i < num_records; ++i) {
-    rows[i] = records + i * 3 * hidden;
-    rows[num_records + i] = records + (i * 3 + 1) * hidden;
-  }
-  float* products[kMaxTokens] = {};
-  const float* activated[kMaxTokens] = {};
-  for (std::size_t t = 0; t < num_tokens; ++t) {
-    products[t] = scratch.gate_up[t];
-    activated[t] = scratch.activated[t];
-  }
   // While the last products are formed, the down rows are asked for; while
   // those are summed, the first gate and up rows of what follows in memory.
   const Weight* down = records + 2 * hidden;
-  const std::byte* down_rows[2 * kMaxQuantum] = {};
-  const std::byte* following[2 * kMaxQuantum] = {};
+  const std::byte* down_rows[2 * kMaxQuantum];
+  const std::byte* following[2 * kMaxQuantum];
   for (std::size_t r = 0; r < 2 * num_records; ++r) {
     const std::size_t half = r < num_records || hidden <= kBlockK ? 0 : kBlockK;
     down_rows[r] = reinterpret_cast<const std::byte*>(down + r % num_records * 3 * hidden + half);
     following[r] =
         reinterpret_cast<const std::byte*>(records + ((num_records + r / 2) * 3 + r % 2) * hidden);
   }
-  dot_rows_blocked(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
-  activate(scratch, num_records, num_tokens, 1, num_records);
-  const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
-  auto prefetcher =
-      RowPrefetcher::over(following, 2 * num_records, row_bytes, hidden / kSumColumns + 1);
-  sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
-                     prefetcher);
+  dot_rows(rows, 2 * num_records, hidden, xs, products, num_tokens, scratch.dot, down_rows);
+  for (std::size_t t = 0; t < num_tokens; ++t) {
+    alignas(64) float gate[kMaxQuantum] = {};
+    alignas(64) float up[kMaxQuantum] = {};
+    for (std::size_t i = 0; i < num_records; ++i) {
+      gate[i] = products[t][i];
+      up[i] = products[t][num_records + i];
+    }
+    silu_mul(gate, up, scratch.activated[t], kMaxQuantum);
+  }
+  if (num_tokens < kConvertFromTokens) {
+    sum_rows(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate);
+  } else {
+    const std::size_t row_bytes = (hidden < kBlockK ? hidden : kBlockK) * sizeof(Weight);
+    auto prefetcher =
+        RowPrefetcher::over(following, 2 * num_records, row_bytes, hidden / kSumColumns + 1);
+    sum_rows_converted(down, 3 * hidden, num_records, hidden, activated, ys, num_tokens, accumulate,
+                       prefetcher);
+  }
 }
 
 template <typename Weight>
@@ -268,9 +227,6 @@ void segment_quantum_typed(const std::byte* records, std::size_t num_records, st
   if (num_tokens == 1) {
     quantum_one_token(typed, num_records, hidden, xs[0], ys[0], accumulate, more_follows,
                       reinterpret_cast<float*>(scratch));
-  } else if (num_tokens < kConvertFromTokens) {
-    quantum_few_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate, more_follows,
-                       *reinterpret_cast<SegmentScratch*>(scratch));
   } else {
     quantum_many_tokens(typed, num_records, hidden, xs, ys, num_tokens, accumulate,
                         *reinterpret_cast<SegmentScratch*>(scratch));

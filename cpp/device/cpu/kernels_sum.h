@@ -5,13 +5,11 @@
 
 constexpr std::size_t kMaxQuantum = 32;
 
-// acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...]. ahead(j) is called at every row,
-// to ask for memory that comes later.
-template <int T, int N, typename Weight, typename Ahead>
+// acc[t][v] = sum over rows of weights[t][j] * rows[j][v * W ...].
+template <int T, int N, typename Weight>
 inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::size_t row_stride,
                                                     std::size_t num_rows,
-                                                    const float* const* weights, V (&acc)[T][N],
-                                                    const Ahead& ahead) {
+                                                    const float* const* weights, V (&acc)[T][N]) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
@@ -19,7 +17,6 @@ inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::siz
   }
   for (std::size_t j = 0; j < num_rows; ++j) {
     const Weight* row = rows + j * row_stride;
-    ahead(j);
     V d[N];
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) d[v] = Simd::load(row + v * W);
@@ -32,12 +29,12 @@ inline __attribute__((always_inline)) void sum_tile(const Weight* rows, std::siz
   }
 }
 
-template <int T, int N, typename Weight, typename Ahead = NothingAhead>
+template <int T, int N, typename Weight>
 inline void sum_columns(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
                         const float* const* weights, float* const* outs, std::size_t column,
-                        bool accumulate, const Ahead& ahead = {}) {
+                        bool accumulate) {
   V acc[T][N];
-  sum_tile<T, N>(rows, row_stride, num_rows, weights, acc, ahead);
+  sum_tile<T, N>(rows, row_stride, num_rows, weights, acc);
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     float* out = outs[t] + column;
@@ -88,38 +85,6 @@ void sum_rows(const Weight* rows, std::size_t row_stride, std::size_t num_rows, 
   for (; column + kSumColumns <= n; column += kSumColumns) {
     sum_tokens<Simd::kSumVectors>(rows + column, row_stride, num_rows, weights, outs, column,
                                   num_tokens, accumulate);
-  }
-  for (; column < n; column += W) {
-    sum_tokens<1>(rows + column, row_stride, num_rows, weights, outs, column, num_tokens,
-                  accumulate);
-  }
-}
-
-// The same for weights that are streamed from memory: `far` is asked for meanwhile.
-template <typename Weight>
-void sum_rows_streamed(const Weight* rows, std::size_t row_stride, std::size_t num_rows,
-                       std::size_t n, const float* const* weights, float* const* outs,
-                       std::size_t num_tokens, bool accumulate, FarAhead& far) {
-  constexpr std::size_t kRowBytes = kSumColumns * sizeof(Weight);
-  std::size_t column = 0;
-  for (; column + kSumColumns <= n; column += kSumColumns) {
-    const std::byte* far_tile = far.take(num_rows * kRowBytes);
-    for_token_tiles<Simd::kSumTokens>(num_tokens, [&](std::size_t t, auto tile) {
-      constexpr int kTokens = decltype(tile)::value;
-      if (t == 0) {
-        sum_columns<kTokens, Simd::kSumVectors>(rows + column, row_stride, num_rows, weights, outs,
-                                                column, accumulate, [&](std::size_t j) {
-#pragma GCC unroll 8
-                                                  for (std::size_t i = 0; i < kRowBytes; i += 64) {
-                                                    __builtin_prefetch(far_tile + j * kRowBytes + i,
-                                                                       0, 2);
-                                                  }
-                                                });
-      } else {
-        sum_columns<kTokens, Simd::kSumVectors>(rows + column, row_stride, num_rows, weights + t,
-                                                outs + t, column, accumulate);
-      }
-    });
   }
   for (; column < n; column += W) {
     sum_tokens<1>(rows + column, row_stride, num_rows, weights, outs, column, num_tokens,
