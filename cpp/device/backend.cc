@@ -29,9 +29,27 @@ void Backend::choose_experts(Stream& stream, const RouterParams& params,
   }
 }
 
+void Backend::check_sequences(std::string_view operation, std::span<const SequenceRows> sequences,
+                              const Activations& rows) {
+  std::size_t num_rows = 0;
+  for (const SequenceRows& each : sequences) {
+    num_rows += each.num_rows;
+    const std::size_t end = each.first_position + each.num_rows;
+    if (end > each.kv.capacity) {
+      throw InvalidArgument(message(operation, ": position ", end - 1, " in a KV cache of ",
+                                    each.kv.capacity, " tokens; give the sequence a larger one"));
+    }
+  }
+  if (num_rows != rows.rows) {
+    throw InvalidArgument(message(operation, ": expected the ", num_rows, " rows of ",
+                                  sequences.size(), " sequences, found ", rows.rows));
+  }
+}
+
 void Backend::rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
                                      const RotaryParams& rotary,
                                      std::span<const SequenceRows> sequences, Activations qkv) {
+  check_sequences("rotate_and_store", sequences, qkv);
   std::size_t row = 0;
   for (const SequenceRows& each : sequences) {
     rotate_and_store(stream, shape, rotary, each.first_position, qkv.slice(row, each.num_rows),
@@ -44,6 +62,7 @@ void Backend::attention_batch(Stream& stream, const AttentionShape& shape,
                               const AttentionParams& params,
                               std::span<const SequenceRows> sequences, Activations qkv,
                               Activations out) {
+  check_sequences("attention", sequences, qkv);
   std::size_t row = 0;
   for (const SequenceRows& each : sequences) {
     attention(stream, shape, params, each.first_position, qkv.slice(row, each.num_rows), each.kv,

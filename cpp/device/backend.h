@@ -49,8 +49,9 @@ struct PassShape {
     std::size_t slots = 0;  // of a token
   };
   std::size_t tokens = 0;
+  std::size_t sequences = 1;  // that the tokens belong to
   AttentionShape attention;
-  std::size_t kv_capacity = 0;  // tokens
+  std::size_t kv_capacity = 0;  // tokens, of a sequence
   std::vector<Layer> layers;
 };
 
@@ -151,6 +152,12 @@ class Backend {
   // To be called on every thread before it uses the device: others may have chosen another one
   // there.
   virtual void make_current() {}
+
+ protected:
+  // Throws InvalidArgument unless the sequences have as many rows as there are, and room for their
+  // keys and values.
+  static void check_sequences(std::string_view operation, std::span<const SequenceRows> sequences,
+                              const Activations& rows);
 };
 
 // Threads: how many share the work, the caller's included. `kernels`: a name for

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "device/op_params.h"
 #include "kernels/launch.h"
@@ -22,5 +23,16 @@ std::size_t attention_scratch_bytes(const AttentionShape& shape, std::size_t max
 void attention(StreamHandle stream, const AttentionShape& shape, const AttentionParams& params,
                Position first_position, Activations qkv, const KvLayer& kv, Activations out,
                float* scratch, std::size_t scratch_bytes);
+
+// The same for the next token of each of several sequences, row s of qkv and out being that of
+// sequence s, in one launch: the bits of one token alone. InvalidArgument for more than
+// kMaxSequences, or for a sequence with more rows than one.
+void attention_each(StreamHandle stream, const AttentionShape& shape, const AttentionParams& params,
+                    std::span<const SequenceRows> sequences, Activations qkv, Activations out,
+                    float* scratch, std::size_t scratch_bytes);
+
+// Scratch memory for that, with positions below capacity.
+std::size_t attention_each_scratch_bytes(const AttentionShape& shape, std::size_t num_sequences,
+                                         std::size_t capacity);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

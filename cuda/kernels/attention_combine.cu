@@ -7,7 +7,9 @@ namespace {
 // A block adds the splits of one head in their order; a thread takes every num_threads()-th column.
 // Shared memory: a factor and a weighted sum for each split.
 // Preconditions: at most kMaxSplits splits.
-MOERUN_KERNEL combine_kernel(AttentionArguments a) {
+template <typename Arguments>
+MOERUN_KERNEL combine_kernel(const MOERUN_IN_PLACE Arguments arguments) {
+  const AttentionArguments a = own_arguments(arguments);
   const unsigned count = splits_of(a).count;
   if (count == 1) return;  // the block that computed it wrote the result
   auto* factors = shared_memory<float>();
@@ -36,12 +38,25 @@ MOERUN_KERNEL combine_kernel(AttentionArguments a) {
   }
 }
 
+template <typename Arguments>
+void launch_combine(StreamHandle stream, const Arguments& arguments, std::size_t num_sequences) {
+  const AttentionArguments& a = arguments.all;
+  const unsigned threads = (a.head_dim + kWarpSize - 1) / kWarpSize * kWarpSize;
+  launch<combine_kernel<Arguments>>(stream,
+                                    {a.num_heads, 1, static_cast<unsigned>(num_sequences), threads,
+                                     2 * kMaxSplits * sizeof(float)},
+                                    arguments, "attention_combine");
+}
+
 }  // namespace
 
-void launch_attention_combine(StreamHandle stream, const AttentionArguments& a) {
-  const unsigned threads = (a.head_dim + kWarpSize - 1) / kWarpSize * kWarpSize;
-  launch<combine_kernel>(stream, {a.num_heads, 1, 1, threads, 2 * kMaxSplits * sizeof(float)}, a,
-                         "attention_combine");
+void launch_attention_combine(StreamHandle stream, const DecodeArguments& arguments) {
+  launch_combine(stream, arguments, 1);
+}
+
+void launch_attention_combine(StreamHandle stream, const DecodeEachArguments& arguments,
+                              std::size_t num_sequences) {
+  launch_combine(stream, arguments, num_sequences);
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

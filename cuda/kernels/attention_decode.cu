@@ -116,9 +116,9 @@ MOERUN_DEVICE void softmax_tile(const Shared<kHeads>& shared) {
 // A block computes one split of the keys for kHeads heads of one KV head. Scores: eight lanes a
 // key. Values: a thread holds four columns of every head, of every n-th key; added up at the end.
 // Preconditions: head_dim a multiple of 4 up to 256; rows of keys and values on 16-byte borders.
-template <unsigned kHeads>
-MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
-  const AttentionArguments& a = arguments.all;
+template <unsigned kHeads, typename Arguments>
+MOERUN_KERNEL decode_kernel(const MOERUN_IN_PLACE Arguments arguments) {
+  const AttentionArguments a = own_arguments(arguments);
   const Splits splits = splits_of(a);
   if (block_x() >= splits.count) return;
   const Shared<kHeads> shared(a.head_dim);
@@ -205,16 +205,36 @@ MOERUN_KERNEL decode_kernel(DecodeArguments arguments) {
   }
 }
 
-template <unsigned kHeads>
-void launch_splits(StreamHandle stream, DecodeArguments arguments, unsigned max_splits) {
+template <unsigned kHeads, typename Arguments>
+void launch_splits(StreamHandle stream, Arguments arguments, unsigned max_splits,
+                   std::size_t num_sequences) {
   const AttentionArguments& a = arguments.all;
   const unsigned group = a.num_heads / a.num_kv_heads;
   arguments.head_blocks = (group + kHeads - 1) / kHeads;
   const std::size_t shared = Shared<kHeads>::kFloats + std::size_t{kHeads} * a.head_dim;
-  launch<decode_kernel<kHeads>>(
+  launch<decode_kernel<kHeads, Arguments>>(
       stream,
-      {max_splits, a.num_kv_heads * arguments.head_blocks, 1, kThreads, shared * sizeof(float)},
+      {max_splits, a.num_kv_heads * arguments.head_blocks, static_cast<unsigned>(num_sequences),
+       kThreads, shared * sizeof(float)},
       arguments, "attention_decode");
+}
+
+template <typename Arguments>
+void launch_decode(StreamHandle stream, Arguments arguments, unsigned max_splits,
+                   std::size_t num_sequences) {
+  const AttentionArguments& a = arguments.all;
+  arguments.lanes_per_value = kLanesPerKey;
+  while (arguments.lanes_per_value * 4 < a.head_dim) arguments.lanes_per_value *= 2;
+  const unsigned group = a.num_heads / a.num_kv_heads;
+  if (group == 1) {
+    launch_splits<1>(stream, arguments, max_splits, num_sequences);
+  } else if (group == 2) {
+    launch_splits<2>(stream, arguments, max_splits, num_sequences);
+  } else if (group <= 4) {
+    launch_splits<4>(stream, arguments, max_splits, num_sequences);
+  } else {
+    launch_splits<kMaxHeads>(stream, arguments, max_splits, num_sequences);
+  }
 }
 
 }  // namespace
@@ -235,19 +255,26 @@ void launch_attention_decode(StreamHandle stream, const AttentionArguments& a) {
       a.position_on_device == nullptr
           ? splits.count
           : static_cast<unsigned>(std::min<std::size_t>(kMaxSplits, num_tiles));
-  DecodeArguments arguments{a, 1, kLanesPerKey};
-  while (arguments.lanes_per_value * 4 < a.head_dim) arguments.lanes_per_value *= 2;
-  const unsigned group = a.num_heads / a.num_kv_heads;
-  if (group == 1) {
-    launch_splits<1>(stream, arguments, max_splits);
-  } else if (group == 2) {
-    launch_splits<2>(stream, arguments, max_splits);
-  } else if (group <= 4) {
-    launch_splits<4>(stream, arguments, max_splits);
-  } else {
-    launch_splits<kMaxHeads>(stream, arguments, max_splits);
+  const DecodeArguments arguments{.all = a, .head_blocks = 0, .lanes_per_value = 0};
+  launch_decode(stream, arguments, max_splits, 1);
+  if (max_splits > 1) launch_attention_combine(stream, arguments);
+}
+
+void launch_attention_decode_each(StreamHandle stream, const AttentionArguments& a,
+                                  std::span<const SequenceRows> sequences) {
+  unsigned max_splits = 1;
+  std::size_t most_keys = 0;
+  for (const SequenceRows& each : sequences) {
+    const Splits splits = split_keys(each.first_position, a.window);
+    max_splits = std::max(max_splits, splits.count);
+    most_keys = std::max(most_keys, splits.end_key);
   }
-  if (max_splits > 1) launch_attention_combine(stream, a);
+  DecodeEachArguments arguments{};
+  arguments.all = a;
+  arguments.scratch_floats = decode_scratch_floats(a.num_heads, a.head_dim, most_keys);
+  arguments.sequences = list_of(sequences);
+  launch_decode(stream, arguments, max_splits, sequences.size());
+  if (max_splits > 1) launch_attention_combine(stream, arguments, sequences.size());
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
+#include "device/op_params.h"
 #include "kernels/launch.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
@@ -32,6 +34,10 @@ struct AttentionArguments {
 std::size_t decode_scratch_floats(std::size_t num_heads, std::size_t head_dim,
                                   std::size_t num_keys);
 void launch_attention_decode(StreamHandle stream, const AttentionArguments& arguments);
+// One token of each of several sequences, in the place of what the arguments say of keys and values
+// and their number. Takes as much scratch for each as for the longest of them.
+void launch_attention_decode_each(StreamHandle stream, const AttentionArguments& arguments,
+                                  std::span<const SequenceRows> sequences);
 // Several tokens: tiles of tokens go over tiles of keys, in float32 or on tensor cores.
 void launch_attention_prefill(StreamHandle stream, const AttentionArguments& arguments);
 void launch_attention_prefill_tf32(StreamHandle stream, const AttentionArguments& arguments);

@@ -5,6 +5,7 @@
 
 #include "kernels/attention_kernels.h"
 #include "kernels/intrinsics.h"
+#include "kernels/sequence_list.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 
@@ -30,6 +31,29 @@ struct DecodeArguments {
   unsigned lanes_per_value;  // a power of two, no less than head_dim / 4
 };
 
+// One token of each of several sequences; block_z() says which.
+struct DecodeEachArguments : DecodeArguments {  // `all` without keys, values, capacity and position
+  std::size_t scratch_floats;                   // of one sequence
+  SequenceList sequences;
+};
+
+// What the kernels of a token compute with.
+MOERUN_DEVICE AttentionArguments own_arguments(const DecodeArguments& arguments) {
+  return arguments.all;
+}
+MOERUN_DEVICE AttentionArguments own_arguments(const DecodeEachArguments& arguments) {
+  const SequenceEntry& sequence = arguments.sequences.entries[block_z()];
+  AttentionArguments own = arguments.all;
+  own.q += block_z() * own.q_pitch;
+  own.out += block_z() * own.out_pitch;
+  own.scratch += block_z() * arguments.scratch_floats;
+  own.keys = sequence.keys;
+  own.values = sequence.values;
+  own.capacity = sequence.capacity;
+  own.first_position = sequence.position;
+  return own;
+}
+
 MOERUN_HOST_DEVICE Splits split_keys(std::size_t position, std::size_t window) {
   const std::size_t end = position + 1;
   const std::size_t first = window != 0 && end > window ? end - window : 0;
@@ -47,6 +71,8 @@ MOERUN_DEVICE Splits splits_of(const AttentionArguments& a) {
 }
 
 // From the partial results in scratch to out.
-void launch_attention_combine(StreamHandle stream, const AttentionArguments& arguments);
+void launch_attention_combine(StreamHandle stream, const DecodeArguments& arguments);
+void launch_attention_combine(StreamHandle stream, const DecodeEachArguments& arguments,
+                              std::size_t num_sequences);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -16,6 +16,8 @@
 #define MOERUN_UNROLL _Pragma("unroll")
 // After MOERUN_KERNEL: registers for so many blocks of so many threads a multiprocessor.
 #define MOERUN_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+// Of a kernel's parameter: its arrays are indexed where they are, not in a copy of each thread's.
+#define MOERUN_IN_PLACE __grid_constant__
 #else
 #include <algorithm>
 #include <cmath>
@@ -27,6 +29,7 @@
 #define MOERUN_KERNEL inline void
 #define MOERUN_UNROLL
 #define MOERUN_BOUNDS(threads, blocks)
+#define MOERUN_IN_PLACE
 #endif
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {

@@ -1,6 +1,7 @@
 #include "kernels/rope.h"
 
 #include "base/error.h"
+#include "kernels/sequence_list.h"
 #include "kernels/vector.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
@@ -30,6 +31,12 @@ struct RotateArguments {
   unsigned num_heads;
   unsigned num_kv_heads;
   unsigned head_dim;
+};
+
+// The next token of each of several sequences.
+struct RotateEachArguments {
+  RotateArguments all;  // but for keys, values, capacity and first_position
+  SequenceList sequences;
 };
 
 MOERUN_DEVICE float clamp_to(float x, float limit) {
@@ -99,34 +106,34 @@ MOERUN_DEVICE Pair load_pair(const RotateArguments& a, const float* row, const f
   return pair;
 }
 
-MOERUN_DEVICE void store_pair(const RotateArguments& a, float* row, std::size_t position,
-                              unsigned number, const Pair& pair) {
+MOERUN_DEVICE void store_pair(const RotateArguments& a, const SequenceEntry& sequence, float* row,
+                              std::size_t position, unsigned number, const Pair& pair) {
   const unsigned half = a.head_dim / 2;
   const unsigned head = number / half;
   const unsigned i = number % half;
   row[head * a.head_dim + i] = pair.low;
   row[head * a.head_dim + i + half] = pair.high;
   if (head < a.num_heads) return;
-  float* key = a.keys + ((head - a.num_heads) * a.capacity + position) * a.kv_pitch;
+  float* key =
+      sequence.keys + (std::size_t{head - a.num_heads} * sequence.capacity + position) * a.kv_pitch;
   key[i] = pair.low;
   key[i + half] = pair.high;
 }
 
+// `sequence` takes the place of what `a` says of keys and values: copied into it, it would cost
+// local memory on some architectures.
+//
 // A block does all heads of one token; a thread takes pairs of elements that are rotated together.
 // Shared memory: cosines and sines, a factor for each head of q and k, two floats a warp.
 // Preconditions: head_dim even; position below the KV cache's capacity.
-MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
+MOERUN_DEVICE void rotate_row(const RotateArguments& a, const SequenceEntry& sequence, float* row,
+                              std::size_t position) {
   const unsigned half = a.head_dim / 2;
   const unsigned num_rotated = a.num_heads + a.num_kv_heads;
   auto* cosines = shared_memory<float>();
   float* sines = cosines + half;
   float* inverses = sines + half;
   float* warp_sums = inverses + num_rotated;
-  float* row = a.qkv + block_x() * a.pitch;
-  const std::size_t first_position = a.position_on_device != nullptr
-                                         ? static_cast<std::size_t>(*a.position_on_device)
-                                         : a.first_position;
-  const std::size_t position = first_position + block_x();
 
   for (unsigned i = thread_x(); i < half; i += kThreads) {
     const float angle = static_cast<float>(position) * a.inv_freq[i];
@@ -150,7 +157,7 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
       if (number >= num_pairs) continue;
       const float cosine = cosines[number % half];
       const float sine = sines[number % half];
-      store_pair(a, row, position, number,
+      store_pair(a, sequence, row, position, number,
                  {pairs[j].low * cosine - pairs[j].high * sine,
                   pairs[j].high * cosine + pairs[j].low * sine});
     }
@@ -159,28 +166,40 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
   for (unsigned i = thread_x(); i < a.num_kv_heads * a.head_dim; i += kThreads) {
     const float value = a.clip > 0 ? clamp_to(v[i], a.clip) : v[i];
     v[i] = value;
-    const std::size_t target = i / a.head_dim * a.capacity + position;
-    a.values[target * a.kv_pitch + i % a.head_dim] = value;
+    const std::size_t target = std::size_t{i / a.head_dim} * sequence.capacity + position;
+    sequence.values[target * a.kv_pitch + i % a.head_dim] = value;
   }
 }
 
-}  // namespace
+MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) rotate_kernel(RotateArguments a) {
+  const std::size_t first_position = a.position_on_device != nullptr
+                                         ? static_cast<std::size_t>(*a.position_on_device)
+                                         : a.first_position;
+  rotate_row(a, {a.keys, a.values, static_cast<std::uint32_t>(a.capacity), 0},
+             a.qkv + block_x() * a.pitch, first_position + block_x());
+}
 
-void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const RotaryParams& rotary,
-                      Position first_position, Activations qkv, const KvLayer& kv) {
-  if (qkv.rows == 0) return;
+MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1)
+    rotate_each_kernel(const MOERUN_IN_PLACE RotateEachArguments arguments) {
+  const SequenceEntry& sequence = arguments.sequences.entries[block_x()];
+  const RotateArguments& a = arguments.all;
+  rotate_row(a, sequence, a.qkv + block_x() * a.pitch, sequence.position);
+}
+
+RotateArguments arguments_of(const AttentionShape& shape, const RotaryParams& rotary,
+                             Position first_position, std::size_t tokens, const Activations& qkv,
+                             const KvLayer& kv) {
   const std::size_t expected = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
   if (shape.head_dim % 2 != 0 || qkv.cols != expected || kv.pitch < shape.head_dim) {
     throw InvalidArgument(message("rotate_and_store: heads of ", shape.head_dim, " in rows of ",
                                   qkv.cols, " and a KV cache with a pitch of ", kv.pitch,
                                   "; expected an even number, ", expected, " and no less"));
   }
-  if (first_position.value + qkv.rows > kv.capacity) {
-    throw InvalidArgument(message("rotate_and_store: position ",
-                                  first_position.value + qkv.rows - 1, " in a KV cache of ",
-                                  kv.capacity, " tokens"));
+  if (first_position.value + tokens > kv.capacity) {
+    throw InvalidArgument(message("rotate_and_store: position ", first_position.value + tokens - 1,
+                                  " in a KV cache of ", kv.capacity, " tokens"));
   }
-  const RotateArguments arguments{
+  return {
       .qkv = qkv.data,
       .pitch = qkv.pitch,
       .keys = kv.keys,
@@ -201,11 +220,35 @@ void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const Ro
       .num_kv_heads = static_cast<unsigned>(shape.num_kv_heads),
       .head_dim = static_cast<unsigned>(shape.head_dim),
   };
+}
+
+LaunchShape launch_shape(const AttentionShape& shape, std::size_t rows) {
   const std::size_t shared =
       shape.head_dim + shape.num_heads + shape.num_kv_heads + 2 * kThreads / kWarpSize;
-  launch<rotate_kernel>(stream,
-                        {static_cast<unsigned>(qkv.rows), 1, 1, kThreads, shared * sizeof(float)},
-                        arguments, "rotate_and_store");
+  return {static_cast<unsigned>(rows), 1, 1, kThreads, shared * sizeof(float)};
+}
+
+}  // namespace
+
+void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const RotaryParams& rotary,
+                      Position first_position, Activations qkv, const KvLayer& kv) {
+  if (qkv.rows == 0) return;
+  launch<rotate_kernel>(stream, launch_shape(shape, qkv.rows),
+                        arguments_of(shape, rotary, first_position, qkv.rows, qkv, kv),
+                        "rotate_and_store");
+}
+
+void rotate_and_store_each(StreamHandle stream, const AttentionShape& shape,
+                           const RotaryParams& rotary, std::span<const SequenceRows> sequences,
+                           Activations qkv) {
+  if (sequences.empty()) return;
+  check_list(sequences, qkv, "rotate_and_store");
+  RotateEachArguments arguments{};
+  for (const SequenceRows& each : sequences) {
+    arguments.all = arguments_of(shape, rotary, each.first_position, 1, qkv, each.kv);
+  }
+  arguments.sequences = list_of(sequences);
+  launch<rotate_each_kernel>(stream, launch_shape(shape, qkv.rows), arguments, "rotate_and_store");
 }
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "device/op_params.h"
 #include "kernels/launch.h"
@@ -13,5 +14,12 @@ namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
 // norms' weights lie on the device; head_dim is even.
 void rotate_and_store(StreamHandle stream, const AttentionShape& shape, const RotaryParams& rotary,
                       Position first_position, Activations qkv, const KvLayer& kv);
+
+// The same for the next token of each of several sequences, row s of qkv being that of sequence s,
+// in one launch: the same bits. InvalidArgument for more than kMaxSequences, or for a sequence with
+// more rows than one. All KV caches have the same pitch.
+void rotate_and_store_each(StreamHandle stream, const AttentionShape& shape,
+                           const RotaryParams& rotary, std::span<const SequenceRows> sequences,
+                           Activations qkv);
 
 }  // namespace moerun::cuda::inline MOERUN_CUDA_SIDE

@@ -1,6 +1,7 @@
 #include "runtime/cuda_backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "kernels/router.h"
 #include "kernels/segment_gemm.h"
 #include "kernels/segment_gemv.h"
+#include "kernels/sequence_list.h"
 #include "runtime/cuda_copy_queue.h"
 
 namespace moerun::cuda::inline MOERUN_CUDA_SIDE {
@@ -44,6 +46,34 @@ void compute_many(CudaStream& stream, const DeviceSegment* segments, std::size_t
   const std::size_t bytes = grouping_bytes(work.shape, work.routing.tokens, work.routing.slots);
   compute_segments_many(stream.handle(), work, segments, num_segments, max_records,
                         stream.grouping(bytes), bytes);
+}
+
+// Calls body(run, first_row, num_rows) for what one launch takes of the sequences: several with one
+// row each, or one with any number.
+template <typename Body>
+void for_runs(std::span<const SequenceRows> sequences, const Body& body) {
+  std::size_t row = 0;
+  while (!sequences.empty()) {
+    std::size_t count = 0;
+    while (count < std::min(sequences.size(), kMaxSequences) && sequences[count].num_rows == 1) {
+      ++count;
+    }
+    count = std::max<std::size_t>(count, 1);
+    const std::size_t rows = count == 1 ? sequences.front().num_rows : count;
+    body(sequences.first(count), row, rows);
+    sequences = sequences.subspan(count);
+    row += rows;
+  }
+}
+
+// So that scratch memory grows a few times only while the sequences do.
+std::size_t rounded_length(std::span<const SequenceRows> sequences) {
+  std::size_t length = 0;
+  for (const SequenceRows& each : sequences) {
+    const std::size_t end = each.first_position + 1;
+    length = std::max(length, std::min(std::bit_ceil(end), each.kv.capacity));
+  }
+  return length;
 }
 
 class RecordedGraph final : public RecordedWork {
@@ -129,6 +159,38 @@ void CudaBackend::attention(Stream& stream, const AttentionShape& shape,
   float* scratch = own(stream).floats(bytes / sizeof(float));
   cuda::attention(own(stream).handle(), shape, params, first_position, qkv, kv, out, scratch,
                   bytes);
+}
+
+void CudaBackend::rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
+                                         const RotaryParams& rotary,
+                                         std::span<const SequenceRows> sequences, Activations qkv) {
+  check_sequences("rotate_and_store", sequences, qkv);
+  for_runs(sequences, [&](std::span<const SequenceRows> run, std::size_t row, std::size_t rows) {
+    const Activations own_qkv = qkv.slice(row, rows);
+    if (run.size() == 1) {
+      const SequenceRows& one = run.front();
+      return rotate_and_store(stream, shape, rotary, one.first_position, own_qkv, one.kv);
+    }
+    rotate_and_store_each(own(stream).handle(), shape, rotary, run, own_qkv);
+  });
+}
+
+void CudaBackend::attention_batch(Stream& stream, const AttentionShape& shape,
+                                  const AttentionParams& params,
+                                  std::span<const SequenceRows> sequences, Activations qkv,
+                                  Activations out) {
+  check_sequences("attention", sequences, qkv);
+  for_runs(sequences, [&](std::span<const SequenceRows> run, std::size_t row, std::size_t rows) {
+    const Activations own_qkv = qkv.slice(row, rows);
+    const Activations own_out = out.slice(row, rows);
+    if (run.size() == 1) {
+      const SequenceRows& one = run.front();
+      return attention(stream, shape, params, one.first_position, own_qkv, one.kv, own_out);
+    }
+    const std::size_t bytes = attention_each_scratch_bytes(shape, run.size(), rounded_length(run));
+    float* scratch = own(stream).floats(bytes / sizeof(float));
+    attention_each(own(stream).handle(), shape, params, run, own_qkv, own_out, scratch, bytes);
+  });
 }
 
 void CudaBackend::route(Stream& stream, const RouterParams& params, Activations logits,
@@ -232,6 +294,7 @@ MemoryState CudaBackend::memory() const { return device_memory(); }
 
 std::size_t CudaBackend::scratch_bytes_for(const PassShape& shape) const {
   const std::size_t few = std::min(shape.tokens, kFewExpertTokens);
+  const std::size_t sequences = std::min({shape.tokens, shape.sequences, kMaxSequences});
   std::size_t partials = 0;
   std::size_t grouping = 0;
   for (const auto& [experts, slots] : shape.layers) {
@@ -241,7 +304,7 @@ std::size_t CudaBackend::scratch_bytes_for(const PassShape& shape) const {
     grouping = std::max(grouping, grouping_bytes(experts, shape.tokens, slots));
   }
   return CudaStream::kStagingBytes + partials * sizeof(float) + grouping +
-         attention_scratch_bytes(shape.attention, shape.tokens, shape.kv_capacity);
+         attention_each_scratch_bytes(shape.attention, sequences, shape.kv_capacity);
 }
 
 void CudaBackend::make_current() { use_device(device_); }

@@ -32,6 +32,12 @@ class CudaBackend final : public Backend {
   void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
                  Position first_position, Activations qkv, const KvLayer& kv,
                  Activations out) override;
+  void rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
+                              const RotaryParams& rotary, std::span<const SequenceRows> sequences,
+                              Activations qkv) override;
+  void attention_batch(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
+                       std::span<const SequenceRows> sequences, Activations qkv,
+                       Activations out) override;
   void route(Stream& stream, const RouterParams& params, Activations logits,
              Routing routing) override;
   void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id, Activations x,

@@ -13,10 +13,12 @@ namespace {
 // enough items to share out evenly. With many tokens there is more work in a row.
 constexpr std::size_t kMaxRowsPerItem = 512;
 constexpr std::size_t kMaxRowsManyTokens = 128;
+constexpr std::size_t kMaxProducts = kMaxTokens * kMaxRowsManyTokens;  // of an item
 constexpr std::size_t kItemsPerThread = 4;
 
 std::size_t rows_per_item(std::size_t rows, std::size_t tokens, int num_threads) {
-  const std::size_t most = tokens == 1 ? kMaxRowsPerItem : kMaxRowsManyTokens;
+  const std::size_t fitting = kMaxProducts / std::clamp<std::size_t>(tokens, 1, kMaxTokens);
+  const std::size_t most = std::min(fitting / 32 * 32, kMaxRowsPerItem);
   const std::size_t share = rows / (kItemsPerThread * static_cast<std::size_t>(num_threads));
   return std::clamp<std::size_t>(share / 32 * 32, 32, most);
 }
@@ -112,7 +114,7 @@ void CpuBackend::linear(Stream& stream, const LinearWeights& weights, Activation
     const std::size_t rows = std::min(item_rows, matrix.rows - row);
     const std::size_t token = item % token_blocks * kMaxTokens;
     const std::size_t tokens = std::min(kMaxTokens, x.rows - token);
-    alignas(64) float products[std::max(kMaxTokens * kMaxRowsManyTokens, kMaxRowsPerItem)];
+    alignas(64) float products[kMaxProducts];
     const float* xs[kMaxTokens];
     float* outs[kMaxTokens];
     for (std::size_t t = 0; t < tokens; ++t) {

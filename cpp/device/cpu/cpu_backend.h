@@ -11,6 +11,7 @@
 #include "device/copy_queue.h"
 #include "device/cpu/expert_batch.h"
 #include "device/cpu/kernel_table.h"
+#include "device/cpu/sequence_items.h"
 
 namespace moerun {
 
@@ -28,11 +29,13 @@ class CpuStream final : public Stream {
   // Memory for `count` floats of one worker, kept and grown between calls.
   float* worker_floats(int worker, std::size_t count);
   ExpertBatch& experts() { return experts_; }
+  SequenceItems& sequence_items() { return sequence_items_; }
 
  private:
   std::vector<HostMemory> kernel_scratch_;
   std::vector<HostMemory> worker_floats_;
   ExpertBatch experts_;
+  SequenceItems sequence_items_;
 };
 
 class CpuBackend final : public Backend {
@@ -58,6 +61,12 @@ class CpuBackend final : public Backend {
   void attention(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
                  Position first_position, Activations qkv, const KvLayer& kv,
                  Activations out) override;
+  void rotate_and_store_batch(Stream& stream, const AttentionShape& shape,
+                              const RotaryParams& rotary, std::span<const SequenceRows> sequences,
+                              Activations qkv) override;
+  void attention_batch(Stream& stream, const AttentionShape& shape, const AttentionParams& params,
+                       std::span<const SequenceRows> sequences, Activations qkv,
+                       Activations out) override;
   void route(Stream& stream, const RouterParams& params, Activations logits,
              Routing routing) override;
   void route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id, Activations x,
@@ -70,6 +79,23 @@ class CpuBackend final : public Backend {
   MemoryState memory() const override { return {available_memory_bytes(), total_memory_bytes()}; }
 
  private:
+  // Queries of one sequence that share a KV head.
+  struct QueryBlock {
+    std::size_t kv_head;
+    std::size_t first_head;
+    std::size_t last_head;  // the one behind, as below
+    std::size_t first_token;
+    std::size_t last_token;
+  };
+
+  // `q`: a row of q, k and v.
+  void rotate_row(CpuStream& stream, int worker, const AttentionShape& shape,
+                  const RotaryParams& rotary, std::size_t position, float* q, const KvLayer& kv);
+  // qkv and out are those of the sequence.
+  void attend(CpuStream& stream, int worker, const AttentionShape& shape,
+              const AttentionParams& params, const SequenceRows& sequence, const QueryBlock& block,
+              Activations qkv, Activations out);
+
   const CpuKernels& kernels_;
   ThreadPool pool_;
 };

@@ -17,6 +17,7 @@ struct Avx2 {
   static constexpr std::size_t kWidth = 8;
   static constexpr int kDotRows = 3;  // 3 x 4 accumulators, 3 weights and 1 input: 16 registers
   static constexpr int kDotTokens = 4;
+  static constexpr int kDirectTiles = 5;  // of tokens, from which on weights are converted first
   static constexpr int kOneTokenRecords = 2;  // whose gate and up rows one token passes together
   static constexpr int kSumTokens = 4;
   static constexpr int kSumVectors = 2;
@@ -62,6 +63,8 @@ using Simd = Float32Dots<Avx2>;
 #include "device/cpu/kernels_vector.h"
 //
 #include "device/cpu/kernels_dot.h"
+//
+#include "device/cpu/kernels_sum.h"
 //
 #include "device/cpu/kernels_segment.h"
 //

@@ -20,6 +20,8 @@ using Simd = Float32Dots<Avx512>;
 //
 #include "device/cpu/kernels_dot.h"
 //
+#include "device/cpu/kernels_sum.h"
+//
 #include "device/cpu/kernels_segment.h"
 //
 #include "device/cpu/kernels_entry.h"

@@ -91,6 +91,8 @@ struct Simd : Float32Dots<Avx512> {
 //
 #include "device/cpu/kernels_dot.h"
 //
+#include "device/cpu/kernels_sum.h"
+//
 #include "device/cpu/kernels_segment.h"
 //
 #include "device/cpu/kernels_entry.h"

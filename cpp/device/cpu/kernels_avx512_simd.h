@@ -5,6 +5,7 @@ struct Avx512 {
   static constexpr std::size_t kWidth = 16;
   static constexpr int kDotRows = 4;  // 4 x 6 accumulators, 4 weights, 1 input: 29 of 32 registers
   static constexpr int kDotTokens = 6;
+  static constexpr int kDirectTiles = 5;  // of tokens, from which on weights are converted first
   static constexpr int kOneTokenRecords = 2;  // whose gate and up rows one token passes together
   static constexpr int kSumTokens = 6;
   static constexpr int kSumVectors = 4;

@@ -10,7 +10,7 @@ constexpr std::size_t kBlockK = 1024;   // elements of a row kept in the first-l
 constexpr std::size_t kBlockRows = 64;  // rows converted at a time: gate and up of one quantum
 // From this many tokens on, converting weights to float32 once costs less than converting them for
 // every tile.
-constexpr std::size_t kConvertFromTokens = 2 * Simd::kDotTokens;
+constexpr std::size_t kConvertFromTokens = Simd::kDirectTiles * Simd::kDotTokens;
 
 using V = Simd::V;
 constexpr std::size_t W = Simd::kWidth;
@@ -139,11 +139,12 @@ inline void dot_tile_whole(const Weight* const* rows, const float* const* xs, st
   }
 }
 
-// Few tokens: weights are streamed once from memory and converted in registers. rows_after: as many
-// rows as there are, which will be read next.
-template <int T, typename Weight>
-void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k,
-                  const float* const* xs, float* const* outs, const std::byte* const* rows_after) {
+// Few tokens: weights are streamed once from memory and converted in registers, for some tokens at
+// a time. rows_after: as many rows as there are, which will be read next.
+template <typename Weight>
+void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
+                     const float* const* xs, float* const* outs, std::size_t num_tokens,
+                     const std::byte* const* rows_after) {
   constexpr int kRows = Simd::kDotRows;
   std::size_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
@@ -153,18 +154,17 @@ void dot_rows_few(const Weight* const* rows, std::size_t num_rows, std::size_t k
     for (int a = 0; a < kRows; ++a) {
       next[a] = last ? reinterpret_cast<const Weight*>(rows_after[a]) : rows[r + kRows + a];
     }
-    dot_tile_whole<kRows, T>(rows + r, xs, k, outs, r, next);
+    for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
+      // The first tokens have asked for the rows that come next.
+      dot_tile_whole<kRows, decltype(tile)::value>(rows + r, xs + t, k, outs + t, r,
+                                                   t == 0 ? next : nullptr);
+    });
   }
-  for (; r < num_rows; ++r) dot_tile_whole<1, T>(rows + r, xs, k, outs, r);
-}
-
-template <typename Weight>
-void dot_rows_direct(const Weight* const* rows, std::size_t num_rows, std::size_t k,
-                     const float* const* xs, float* const* outs, std::size_t num_tokens,
-                     const std::byte* const* rows_after) {
-  for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
-    dot_rows_few<decltype(tile)::value>(rows, num_rows, k, xs + t, outs + t, rows_after);
-  });
+  for (; r < num_rows; ++r) {
+    for_token_tiles<Simd::kDotTokens>(num_tokens, [&](std::size_t t, auto tile) {
+      dot_tile_whole<1, decltype(tile)::value>(rows + r, xs + t, k, outs + t, r);
+    });
+  }
 }
 
 // Asks for `row_bytes` bytes of each of some rows, a few lines at a time between tiles of work, so

@@ -18,6 +18,7 @@ struct Portable {
   static constexpr std::size_t kWidth = 4;
   static constexpr int kDotRows = 2;
   static constexpr int kDotTokens = 4;
+  static constexpr int kDirectTiles = 2;  // of tokens, from which on weights are converted first
   static constexpr int kOneTokenRecords = 2;  // whose gate and up rows one token passes together
   static constexpr int kSumTokens = 4;
   static constexpr int kSumVectors = 2;
@@ -67,6 +68,8 @@ using Simd = Float32Dots<Portable>;
 #include "device/cpu/kernels_vector.h"
 //
 #include "device/cpu/kernels_dot.h"
+//
+#include "device/cpu/kernels_sum.h"
 //
 #include "device/cpu/kernels_segment.h"
 //
