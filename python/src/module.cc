@@ -9,6 +9,7 @@ PYBIND11_MODULE(_moerun, module) {
   moerun::python::register_generation(module);
   moerun::python::register_metrics(module);
   moerun::python::register_planning(module);
+  moerun::python::register_predictor(module);
   moerun::python::register_timing(module);
   moerun::python::register_model(module);
   moerun::python::register_tracing(module);
