@@ -47,8 +47,7 @@ PathPredictor::PathPredictor(PredictorFile file, Backend& cpu)
   const PredictorShape& shape = file_.shape;
   const std::size_t half = shape.head_dim() / 2;
   for (std::size_t i = 0; i < half; ++i) {
-    inv_freq_.push_back(
-        std::pow(kRopeTheta, -static_cast<double>(i) / static_cast<double>(half)));
+    inv_freq_.push_back(std::pow(kRopeTheta, -static_cast<double>(i) / static_cast<double>(half)));
   }
   const std::pair<Activations*, std::size_t> parts[] = {
       {&embedded_, shape.embedding_size}, {&hidden_, shape.hidden_size},
@@ -58,8 +57,8 @@ PathPredictor::PathPredictor(PredictorFile file, Backend& cpu)
   };
   std::size_t floats = 0;
   for (const auto& [part, cols] : parts) floats += kMaxRows * padded(cols);
-  memory_ = cpu.allocate(floats * sizeof(float), "the predictor's scratch memory",
-                         MemoryUse::streamed);
+  memory_ =
+      cpu.allocate(floats * sizeof(float), "the predictor's scratch memory", MemoryUse::streamed);
   float* next = memory_->as<float>();
   for (const auto& [part, cols] : parts) {
     *part = {next, kMaxRows, cols, padded(cols)};

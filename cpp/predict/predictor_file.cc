@@ -26,6 +26,7 @@ constexpr std::size_t kMaxBlocks = 32;
 constexpr std::size_t kMaxWindow = 4096;
 constexpr std::size_t kMaxVocabulary = std::size_t{1} << 24;
 constexpr std::size_t kMaxLayers = 1024;
+constexpr std::size_t kMaxLayerNumber = std::size_t{1} << 20;
 constexpr std::size_t kMaxExperts = 65535;
 constexpr std::size_t kMaxOutputs = std::size_t{1} << 20;
 constexpr std::string_view kTrainAgain =
@@ -66,7 +67,7 @@ class Metadata {
     for (const auto& entry : list) {
       if (!entry.is_number_unsigned()) wrong(key, wanted);
       const auto number = entry.get<std::uint64_t>();
-      if (number > kMaxVocabulary || (!numbers.empty() && number <= numbers.back())) {
+      if (number > kMaxLayerNumber || (!numbers.empty() && number <= numbers.back())) {
         wrong(key, wanted);
       }
       numbers.push_back(number);
@@ -130,11 +131,10 @@ std::string list_text(const std::vector<std::size_t>& numbers) {
 void check_model(const PredictorFile& file, const ExpectedModel& expected,
                  const std::string& where) {
   std::string differences;
-  const auto compare = [&](const char* name, const auto& found, const auto& wanted,
-                           bool is_known) {
+  const auto compare = [&](const char* name, const auto& found, const auto& wanted, bool is_known) {
     if (!is_known || found == wanted) return;
-    differences += message(differences.empty() ? "" : "; ", name, " is ", found, ", expected ",
-                           wanted);
+    differences +=
+        message(differences.empty() ? "" : "; ", name, " is ", found, ", expected ", wanted);
   };
   const PredictorShape& shape = file.shape;
   compare("model_id", file.model_id, expected.model_id, !expected.model_id.empty());
@@ -190,8 +190,8 @@ class TensorReader {
                                 shape_text(shape), kDamaged));
     }
     if (info->dtype != std::optional(dtype)) {
-      throw FormatError(message(at, "found ", info->dtype_name, ", expected ", name_of(dtype),
-                                kDamaged));
+      throw FormatError(
+          message(at, "found ", info->dtype_name, ", expected ", name_of(dtype), kDamaged));
     }
     if (info->shape != shape) {
       throw FormatError(message(at, "found shape ", shape_text(info->shape), ", expected ",
@@ -256,8 +256,7 @@ PredictorWeights read_weights(const SafetensorsFile& file, const PredictorShape&
   if (!has_trained || file.tensors().size() != reader.num_tensors() + 1) {
     throw FormatError(message(file.path().string(), ": expected ", reader.num_tensors(),
                               " tensors of weights and I64 'trained_sequences', found ",
-                              file.tensors().size(), " tensors",
-                              has_trained ? "" : " without it",
+                              file.tensors().size(), " tensors", has_trained ? "" : " without it",
                               "; the file is damaged: copy or train it again"));
   }
   weights.memory = cpu.allocate(reader.bytes(), "the routing-path predictor", MemoryUse::streamed);

@@ -106,8 +106,7 @@ void register_predictor(py::module_& module) {
            py::arg("top_k") = 0)
       .def("make_state",
            [](const std::shared_ptr<NativePredictor>& self) {
-             return std::make_unique<NativeState>(
-                 NativeState{self, self->predictor->make_state()});
+             return std::make_unique<NativeState>(NativeState{self, self->predictor->make_state()});
            })
       .def("predict", &predict)
       .def("advance", &advance)

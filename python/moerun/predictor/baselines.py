@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moerun.predictor.sequences import RoutedSequence, activity
 
-PREDICTORS = ("path", "previous_token", "previous_layer", "most_used", "next_layer_router")
+BASELINES = ("previous_token", "previous_layer", "most_used", "next_layer_router")
 
 
 class Frequencies:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moerun.arguments import check_int, shown
 from moerun.errors import InvalidArgumentError
-from moerun.predictor.baselines import PREDICTORS, Frequencies, guesses, likeliest
+from moerun.predictor.baselines import BASELINES, Frequencies, guesses, likeliest
 from moerun.predictor.inference import PathPredictor
 from moerun.predictor.sequences import (
     RoutedSequence,
@@ -37,7 +37,8 @@ class Evaluation:
     Attributes:
         recall: columns `batch_size`, `domain` (null: batches of all domains mixed), `layer` (null:
             all layers), `predictor`, `recall`, `precision`, `batch_accuracy`; docs/predictor.md
-            defines them. `predictor` is "path" for the one that is measured.
+            defines them. `predictor` is "path" for the one that is measured, "path_batch" for
+            the same one where it names for the batch as a whole.
         calibration: columns `low`, `high` (of a bin of predicted probabilities), `count`,
             `predicted`, `observed` (means in the bin; null without any).
         calibration_error: mean distance of the two, weighted by count.
@@ -205,7 +206,7 @@ def _recall_table(
     domains = list(dict.fromkeys(result.domain for result in results))
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    names = [name for name in PREDICTORS if all(name in result.named for result in results)]
+    names = [name for name in BASELINES if all(name in result.named for result in results)]
     for size in dict.fromkeys(batch_sizes):
         for domain in [None, *(domains if len(domains) > 1 else [])]:
             members = [each for each in results if domain is None or each.domain == domain]
@@ -213,7 +214,7 @@ def _recall_table(
                 where = "in all" if domain is None else f"of the domain {domain}"
                 left_out.append(f"batches of {size}: there are {len(members)} sequences {where}")
                 continue
-            rows += _rows(members, size, domain, names, layers)
+            rows += _rows(members, size, domain, ["path", *names], layers, top_k)
     schema = {
         "batch_size": pl.Int32,
         "domain": pl.String,
@@ -232,8 +233,10 @@ def _rows(
     domain: str | None,
     names: Sequence[str],
     layers: Sequence[int],
+    top_k: int,
 ) -> Iterator[dict[str, Any]]:
     """Add up full batches of `size` sequences, which step together until the shortest ends."""
+    own, names = names, ["path", "path_batch", *names[1:]]
     num_used = np.zeros(len(layers), np.int64)
     num_named = {name: np.zeros(len(layers), np.int64) for name in names}
     num_right = {name: np.zeros(len(layers), np.int64) for name in names}
@@ -243,11 +246,12 @@ def _rows(
         steps = min(each.used.shape[1] for each in batch)
         used = _union([each.used[:, :steps] for each in batch])
         num_used += _ONES[used].sum(axis=(1, 2))
-        for name in names:
-            named = _union([each.named[name][:, :steps] for each in batch])
+        sets = {name: _union([each.named[name][:, :steps] for each in batch]) for name in own}
+        sets["path_batch"], best = _of_batch(batch, steps, used, top_k)
+        num_best += best
+        for name, named in sets.items():
             num_named[name] += _ONES[named].sum(axis=(1, 2))
             num_right[name] += _ONES[named & used].sum(axis=(1, 2))
-        num_best += _best_of_batch(batch, steps, used)
     is_known = {name: num_named[name] > 0 for name in names}
     for name in names:
         accuracy = num_best / num_used if name == "path" else None
@@ -275,20 +279,28 @@ def _rows(
             }
 
 
-def _best_of_batch(
-    batch: Sequence[_Result], steps: int, used: NDArray[np.uint8]
-) -> NDArray[np.int64]:
-    """Return how many used experts are among the so many with the highest summed probability."""
-    summed = np.zeros((used.shape[0], steps, batch[0].probabilities.shape[2]), np.float32)
+def _of_batch(
+    batch: Sequence[_Result], steps: int, used: NDArray[np.uint8], top_k: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return what is named for a batch as a whole, and for each layer how many of the used experts
+    are among the so many with the highest summed probability."""
+    shape = (used.shape[0], steps, batch[0].probabilities.shape[2])
+    summed, unused = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for each in batch:
-        summed += each.probabilities[:, :steps]
-    experts = summed.shape[2]
-    is_used = np.unpackbits(used, axis=2, count=experts).astype(np.bool_)
-    order = np.argsort(-summed, axis=2, kind="stable")
-    used_in_order = np.take_along_axis(is_used, order, axis=2)
-    counts = is_used.sum(axis=2, keepdims=True)
-    found: NDArray[np.int64] = (used_in_order & (np.arange(experts) < counts)).sum(axis=(1, 2))
-    return found
+        probabilities = each.probabilities[:, :steps].astype(np.float32)
+        summed += probabilities
+        unused *= 1 - probabilities
+    experts = np.arange(shape[2])
+    # As many as the batch is expected to use, those that it most probably uses.
+    expected = np.clip(np.rint((1 - unused).sum(axis=2, keepdims=True)), top_k, shape[2])
+    named = np.zeros(shape, np.bool_)
+    np.put_along_axis(named, np.argsort(unused, axis=2, kind="stable"), experts < expected, axis=2)
+    is_used = np.unpackbits(used, axis=2, count=shape[2]).astype(np.bool_)
+    in_order = np.take_along_axis(is_used, np.argsort(-summed, axis=2, kind="stable"), axis=2)
+    best: NDArray[np.int64] = (in_order & (experts < is_used.sum(axis=2, keepdims=True))).sum(
+        axis=(1, 2)
+    )
+    return np.packbits(named, axis=2), best
 
 
 def _union(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
