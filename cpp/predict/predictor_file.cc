@@ -97,7 +97,9 @@ class Metadata {
 };
 
 PredictorShape read_shape(const Metadata& metadata) {
-  if (metadata.text("format") != kFormat) metadata.wrong("format", quote(kFormat));
+  if (metadata.text("format") != kFormat) {
+    metadata.wrong("format", message(quote(kFormat), ", which moe-predictor train writes"));
+  }
   if (metadata.text("version") != kVersion) {
     metadata.wrong("version", message(quote(kVersion), " (a newer moerun may read others)"));
   }

@@ -160,7 +160,7 @@ def test_a_predictor_of_another_model_or_tokenizer_is_refused(tmp_path, default_
     tokenizer.unlink()
     assert tokenizer_hash(model_copy) == "0" * 64
     random_predictor(file, **sizes, **{**own, "model_id": "f" * 16})
-    with pytest.raises(FormatError, match="model_id is f+, expected .*moe-predictor train"):
+    with pytest.raises(FormatError, match=r"model_id is f+, expected .*moe-predictor train"):
         PathPredictor.open(file, default_path)
     random_predictor(file, **{**sizes, "experts": 16}, **own)
     with pytest.raises(FormatError, match="num_experts is 16, expected 32"):
@@ -221,11 +221,12 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
 
 
 def test_shapes():
-    large = default_shape(50304)
+    large = default_shape(50304, 16 * 64)
     assert large.embedding_size == 32
     assert 3_000_000 < large.num_parameters(50304, 16 * 64) < 5_000_000
-    assert default_shape(1_000_000).embedding_size == 32
-    narrow = default_shape(4096, hidden_size=64, window=9)
+    assert default_shape(1_000_000, 1024).embedding_size == 32
+    assert default_shape(4096, 8 * 32) == NetShape(128, 128, 512, 2, 4, 64)
+    narrow = default_shape(4096, 256, hidden_size=64, window=9)
     assert (narrow.mlp_size, narrow.num_heads, narrow.window) == (256, 2, 9)
     for wrong in ({"hidden_size": 48}, {"num_heads": 5}, {"window": 0}, {"num_blocks": 2.0}):
         with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):

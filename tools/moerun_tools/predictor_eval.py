@@ -19,7 +19,7 @@ Examples:
   moe-predictor eval predictor.safetensors t.safetensors
   moe-predictor eval predictor.safetensors t.safetensors other.safetensors --batch 1 --batch 64
   moe-predictor eval predictor.safetensors t.safetensors -o calibration.png
-  moe-predictor eval predictor.safetensors t.safetensors --json | jq '.recall[] | select(.layer == 0)'
+  moe-predictor eval predictor.safetensors t.safetensors --json | jq .calibration_error
 
 \b
 Sequences that the predictor was trained on are not measured, so the trace that it was trained from
@@ -178,8 +178,8 @@ def _as_text(found: Evaluation) -> str:
         rows.append((f"layer {layer}", str(size), *recalls, percent(best)))
     text += "\n" + columns(rows)
     text += (
-        f"\ncalibration: predicted probabilities are {100 * found.calibration_error:.2f} points off "
-        "on average\n"
+        f"\ncalibration: predicted probabilities are {100 * found.calibration_error:.2f} points "
+        "off on average\n"
     )
     return text + "".join(f"left out: {reason}\n" for reason in found.left_out)
 

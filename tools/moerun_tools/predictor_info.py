@@ -71,7 +71,7 @@ def _facts(opened: PathPredictor) -> dict[str, Any]:
 
 def _as_text(info: PredictorInfo, facts: dict[str, Any]) -> str:
     """Return the description for people: a word on each line, then what it is."""
-    from moerun_tools.trace_info import _plain, _ranges
+    from moerun_tools.trace_info import plain, ranges
     from moerun_tools.units import as_binary, counted
 
     layers, shape, training = info.moe_layers, info.shape, info.training
@@ -80,7 +80,7 @@ def _as_text(info: PredictorInfo, facts: dict[str, Any]) -> str:
         (
             "experts",
             f"{info.top_k} of {info.num_experts} a token, in {counted(len(layers), 'layer')} "
-            f"({_ranges(list(layers))}), {info.vocab_size:,} token ids",
+            f"({ranges(list(layers))}), {info.vocab_size:,} token ids",
         ),
         (
             "net",
@@ -95,9 +95,11 @@ def _as_text(info: PredictorInfo, facts: dict[str, Any]) -> str:
         ),
     ]
     if isinstance(training.get("tokens"), int) and isinstance(training.get("domains"), list):
-        text = f"{counted(training['tokens'], 'token')} of {', '.join(map(str, training['domains']))}"
+        text = (
+            f"{counted(training['tokens'], 'token')} of {', '.join(map(str, training['domains']))}"
+        )
         rows.append(("trained", f"{text}, seed {training.get('seed')}"))
     if isinstance(training.get("recall"), float):
         loss = training.get("validation_loss")
         rows.append(("held out", f"recall {100 * training['recall']:.1f} %, loss {loss}"))
-    return "".join(f"{name:<9} {_plain(text)}\n" for name, text in rows)
+    return "".join(f"{name:<9} {plain(text)}\n" for name, text in rows)

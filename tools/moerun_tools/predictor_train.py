@@ -99,8 +99,12 @@ moe-predictor eval can measure on them. Ctrl-C leaves no file, or the one that w
 )
 @option("Net", "--hidden", "hidden_size", metavar="N", type=click.IntRange(32, 8192), help="Width.")
 @option("Net", "--blocks", "num_blocks", metavar="N", type=click.IntRange(1, 32), help="Blocks.")
-@option("Net", "--heads", "num_heads", metavar="N", type=click.IntRange(min=1), help="Of attention.")
-@option("Net", "--mlp", "mlp_size", metavar="N", type=click.IntRange(32, 32768), help="MLP's middle.")
+@option(
+    "Net", "--heads", "num_heads", metavar="N", type=click.IntRange(min=1), help="Of attention."
+)
+@option(
+    "Net", "--mlp", "mlp_size", metavar="N", type=click.IntRange(32, 32768), help="MLP's middle."
+)
 @option(
     "Net",
     "--embedding",
@@ -134,7 +138,10 @@ def train_command(
     patience: int,
     **sizes: Any,
 ) -> None:
-    """Learn from TRACEs which experts tokens use. Needs PyTorch: pip install 'moerun[predictor]'."""
+    """Learn from TRACEs which experts tokens use.
+
+    Needs PyTorch: pip install 'moerun[predictor]'.
+    """
     if not output:
         raise click.UsageError("--output needs a name that is not empty.")
 
@@ -147,7 +154,8 @@ def train_command(
 
     opened = opened_traces(traces)
     check_target(Path(output).expanduser(), [file for each in opened for file in each.files])
-    shape = default_shape(ModelFacts(model).vocab_size, **sizes)
+    outputs = len(opened[0].moe_layers) * opened[0].num_experts
+    shape = default_shape(ModelFacts(model).vocab_size, outputs, **sizes)
     with _Bar(quiet) as bar:
         result = train(
             opened,
@@ -214,9 +222,9 @@ def _closing_line(result: TrainingResult) -> str:
 
     training = result.info.training
     early = ", ended early" if result.stopped_early else ""
+    tokens, epochs = counted(training["tokens"], "token"), counted(training["epochs"], "epoch")
     return (
-        f"trained {result.info.num_parameters:,} parameters on {counted(training['tokens'], 'token')} "
-        f"in {as_seconds(result.seconds)} ({counted(training['epochs'], 'epoch')}{early}): held-out "
-        f"recall {100 * training['recall']:.1f} %, loss {training['validation_loss']:.4f}: "
-        f"{result.path}\n"
+        f"trained {result.info.num_parameters:,} parameters on {tokens} in "
+        f"{as_seconds(result.seconds)} ({epochs}{early}): held-out recall "
+        f"{100 * training['recall']:.1f} %, loss {training['validation_loss']:.4f}: {result.path}\n"
     )

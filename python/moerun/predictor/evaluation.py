@@ -90,7 +90,9 @@ def evaluate(
         predictor = PathPredictor.open(predictor, threads=threads)
     sizes = [check_int("a batch size", size, 1, 4096) for size in batch_sizes]
     if not sizes:
-        raise InvalidArgumentError(f"batch_sizes: expected at least one, found {shown(batch_sizes)}")
+        raise InvalidArgumentError(
+            f"batch_sizes: expected at least one, found {shown(batch_sizes)}"
+        )
     info = predictor.info
     opened = opened_traces(traces)
     expected = RoutingSizes(info.moe_layers, info.num_experts, info.top_k)
@@ -183,7 +185,7 @@ def _binned(probabilities: NDArray[np.float32], used: NDArray[np.bool_]) -> NDAr
 
 
 def _calibration_table(results: Sequence[_Result]) -> tuple[pl.DataFrame, float]:
-    count, predicted, observed = sum(result.bins for result in results)
+    count, predicted, observed = np.sum([result.bins for result in results], axis=0)
     filled = np.maximum(1, count)
     edges = np.arange(_BINS + 1) / _BINS
     frame = pl.DataFrame(

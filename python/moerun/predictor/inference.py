@@ -102,7 +102,9 @@ class PathPredictor:
         """Return the state of a sequence without tokens."""
         return PathState(self._native.make_state(), self)
 
-    def advance(self, states: Sequence[PathState], new_tokens: Sequence[Any]) -> NDArray[np.float32]:
+    def advance(
+        self, states: Sequence[PathState], new_tokens: Sequence[Any]
+    ) -> NDArray[np.float32]:
         """Give some sequences their next tokens, and return the probabilities after the last ones.
 
         How tokens are divided into calls, and which sequences share one, changes no bit.

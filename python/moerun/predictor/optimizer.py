@@ -152,7 +152,7 @@ def _step(
     logits = net(tokens)
     loss = functional.binary_cross_entropy_with_logits(logits[counts], used[counts])
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())

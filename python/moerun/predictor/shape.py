@@ -10,6 +10,7 @@ from moerun.errors import InvalidArgumentError
 _UNIT = 32  # rows of weights are read in such pieces
 _MAX_WIDTH = 8192
 _EMBEDDING_PARAMETERS = 2_000_000
+_FEW_OUTPUTS = 512
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class NetShape:
 
 def default_shape(
     vocab_size: int,
+    num_outputs: int,
     *,
     embedding_size: int | None = None,
     hidden_size: int | None = None,
@@ -103,14 +105,16 @@ def default_shape(
     num_heads: int | None = None,
     window: int | None = None,
 ) -> NetShape:
-    """Return the sizes for a vocabulary: what is given, and for the rest what docs/predictor.md
-    found best.
+    """Return the sizes for a vocabulary and a number of layers times experts: what is given, and
+    for the rest what docs/predictor.md found good.
 
     Raises:
         InvalidArgumentError: a size is out of its range.
     """
     plain = NetShape()
-    hidden = plain.hidden_size if hidden_size is None else hidden_size
+    hidden = hidden_size
+    if hidden is None:
+        hidden = plain.hidden_size if num_outputs > _FEW_OUTPUTS else plain.hidden_size // 2
     if embedding_size is None:
         # A large table gets narrow rows, so that it does not outweigh all the rest.
         rows = _EMBEDDING_PARAMETERS // max(1, vocab_size) // _UNIT * _UNIT

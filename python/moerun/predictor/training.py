@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -140,7 +140,8 @@ def train(
 
     sequences = [each for each in read_sequences(opened, facts.vocab_size) if each.domain in chosen]
     learned, checked = split(sequences, share, seed)
-    sizes_of_net = default_shape(facts.vocab_size) if shape is None else shape
+    outputs = len(sizes.moe_layers) * sizes.num_experts
+    sizes_of_net = default_shape(facts.vocab_size, outputs) if shape is None else shape
     started = time.perf_counter()
     done = fit(
         learned,
@@ -222,5 +223,4 @@ def _imported() -> Callable[..., Fit]:
             f"training a predictor needs PyTorch, and it cannot be imported: {error}. Install it "
             "with: pip install 'moerun[predictor]'"
         ) from error
-    found: Any = fit
-    return found  # type: ignore[no-any-return]
+    return fit
