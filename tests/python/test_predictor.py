@@ -225,7 +225,7 @@ def test_shapes():
     assert large.embedding_size == 32
     assert 3_000_000 < large.num_parameters(50304, 16 * 64) < 5_000_000
     assert default_shape(1_000_000, 1024).embedding_size == 32
-    assert default_shape(4096, 8 * 32) == NetShape(128, 128, 512, 2, 4, 64)
+    assert default_shape(4096, 8 * 32) == NetShape(128, 128, 512, 3, 4, 64)
     narrow = default_shape(4096, 256, hidden_size=64, window=9)
     assert (narrow.mlp_size, narrow.num_heads, narrow.window) == (256, 2, 9)
     for wrong in ({"hidden_size": 48}, {"num_heads": 5}, {"window": 0}, {"num_blocks": 2.0}):

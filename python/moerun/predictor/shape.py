@@ -32,7 +32,7 @@ class NetShape:
     embedding_size: int = 128
     hidden_size: int = 256
     mlp_size: int = 1024
-    num_blocks: int = 2
+    num_blocks: int = 3
     num_heads: int = 8
     window: int = 64
 
