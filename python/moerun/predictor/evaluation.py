@@ -139,7 +139,7 @@ class _Result:
     domain: str
     used: NDArray[np.uint8]
     named: dict[str, NDArray[np.uint8]]
-    probabilities: NDArray[np.float16]  # (L, T, E)
+    probabilities: NDArray[np.float32]  # (L, T, E)
     bins: NDArray[np.float64]  # (3, bins): count, sum predicted, sum observed
 
 
@@ -165,7 +165,7 @@ def _computed(
             sequence.domain,
             np.packbits(used[:, 1:], axis=2),
             {name: np.packbits(each[:, 1:], axis=2) for name, each in named.items()},
-            probabilities[:, 1:].astype(np.float16),
+            np.ascontiguousarray(probabilities[:, 1:]),
             _binned(probabilities[:, 1:], used[:, 1:]),
         )
         if progress is not None:
@@ -289,7 +289,7 @@ def _of_batch(
     shape = (used.shape[0], steps, batch[0].probabilities.shape[2])
     summed, unused = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for each in batch:
-        probabilities = each.probabilities[:, :steps].astype(np.float32)
+        probabilities = each.probabilities[:, :steps]
         summed += probabilities
         unused *= 1 - probabilities
     experts = np.arange(shape[2])
