@@ -1,7 +1,6 @@
 #include "predict/predictor_file.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>

@@ -2,10 +2,16 @@
 // that are damaged or of other models.
 #include "predict/path_predictor.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "check.h"

@@ -126,7 +126,7 @@ def train(
     else:
         layers = tuple(range(facts.num_moe_layers))
         model_sizes = RoutingSizes(layers, facts.num_experts, facts.top_k)
-    check_sizes(opened, model_sizes, f"the model {facts.directory}")
+    check_sizes(opened, model_sizes, f"the model {facts.directory} (-m names another)")
     known = list(dict.fromkeys(domain for trace in opened for domain in trace.domains))
     chosen = known if domains is None else list(dict.fromkeys(domains))
     if unknown := [domain for domain in chosen if domain not in known]:
