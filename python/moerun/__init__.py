@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # Imported when first asked for: polars and what it needs take longer than all of the above.
-_LAZY_MODULES = ("metrics", "planning", "recording")
+_LAZY_MODULES = ("metrics", "planning", "predictor", "recording")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -83,6 +83,33 @@ class Model:
     def take_cache_events(self) -> list[tuple[int, int, int, str]]: ...
     def close(self) -> None: ...
 
+class PathState:
+    num_tokens: int
+    bytes: int
+
+    def clear(self) -> None: ...
+
+class PathPredictor:
+    memory_bytes: int
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        threads: int,
+        cpu_kernels: str = "auto",
+        model_id: str = "",
+        tokenizer_hash: str = "",
+        vocab_size: int = 0,
+        num_experts: int = 0,
+        top_k: int = 0,
+    ) -> None: ...
+    def make_state(self) -> PathState: ...
+    def predict(self, token_ids: NDArray[np.int64], /) -> NDArray[np.float32]: ...
+    def advance(
+        self, states: list[PathState], new_tokens: list[NDArray[np.int64]], /
+    ) -> NDArray[np.float32]: ...
+
 class TraceArrays:
     def __init__(
         self,

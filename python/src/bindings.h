@@ -24,6 +24,7 @@ void register_info(py::module_& module);
 void register_metrics(py::module_& module);
 void register_planning(py::module_& module);
 void register_scheduling(py::module_& module);
+void register_predictor(py::module_& module);
 void register_timing(py::module_& module);
 
 // JSON text as Python objects.

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_moerun, module) {
   moerun::python::register_metrics(module);
   moerun::python::register_planning(module);
   moerun::python::register_scheduling(module);
+  moerun::python::register_predictor(module);
   moerun::python::register_timing(module);
   moerun::python::register_model(module);
   moerun::python::register_tracing(module);

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from moerun import Trace
 from moerun_tools.trace import main
-from moerun_tools.trace_info import _ranges
+from moerun_tools.trace_info import ranges
 from moerun_tools.trace_options import Size
 
 
@@ -315,7 +315,7 @@ def test_info_keeps_control_characters_of_a_file_out_of_the_terminal(tmp_path):
 
 
 def test_layer_numbers_are_written_in_short():
-    assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
 # --- import

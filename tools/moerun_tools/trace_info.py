@@ -107,7 +107,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         (
             "experts",
             f"{facts['top_k']} of {facts['num_experts']} a token, "
-            f"in {counted(len(layers), 'layer')} ({_ranges(layers)})",
+            f"in {counted(len(layers), 'layer')} ({ranges(layers)})",
         ),
     ]
     if facts["expert_bytes"]:
@@ -140,10 +140,10 @@ def _as_text(facts: dict[str, Any]) -> str:
     for index, file in enumerate(facts["files"]):
         text = f"{file['file']} ({as_binary(file['bytes'])})"
         rows.append(("files" if index == 0 else "", text))
-    return "".join(f"{_plain(name):<11} {_plain(text)}\n" for name, text in rows)
+    return "".join(f"{plain(name):<11} {plain(text)}\n" for name, text in rows)
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Return rising numbers in short: 0-3, 5, 7-9."""
     parts: list[list[int]] = []
     for number in numbers:
@@ -154,6 +154,6 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in parts)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text from a file without what would steer the terminal."""
     return "".join(c if c.isprintable() else "�" for c in text)

@@ -87,6 +87,10 @@ class Progress:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
+    def note(self, text: str) -> None:
+        """Set what stands behind the bar when it is drawn next."""
+        self._bar.set_postfix_str(text, refresh=False)
+
     def close(self) -> None:
         """Take the bar away; closing twice is fine."""
         self._bar.close()
