@@ -16,10 +16,12 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+bool is_scheduled(const BatchOptions& options) { return options.schedule != ScheduleMode::off; }
+
 std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
                             std::size_t free_bytes) {
   const std::size_t slab = KvArena::slab_bytes(model.config(), model.context_length());
-  const std::size_t all = options.batch_size * slab;
+  const std::size_t all = options.batch_size * (is_scheduled(options) ? 2 : 1) * slab;
   if (options.kv_budget.empty()) return std::min(all, free_bytes / 2);
   const std::size_t bytes = std::min(all, parse_kv_budget(options.kv_budget, all));
   if (bytes <= free_bytes) return bytes;
@@ -49,8 +51,20 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
     arena_.emplace(model_->config(),
                    kv_budget_bytes(*model_, options_, backend.memory().free_bytes), backend);
   });
-  logits_.resize(options_.batch_size * static_cast<std::size_t>(model_->config().vocab_size));
+  if (is_scheduled(options_)) {
+    if (options_.predictor.empty()) {
+      throw InvalidArgument(
+          "schedule: it needs a predictor of the experts that texts will use; train one with "
+          "moe-predictor, or switch it off");
+    }
+    scheduler_.emplace(options_.predictor, options_.expected,
+                       make_cpu_backend(model_->threads(), model_->cpu_kernels()),
+                       options_.schedule);
+  }
+  logits_.resize(capacity() * static_cast<std::size_t>(model_->config().vocab_size));
 }
+
+std::size_t BatchGeneration::capacity() const { return options_.batch_size * (scheduler_ ? 2 : 1); }
 
 BatchGeneration::~BatchGeneration() {
   model_->make_current();
@@ -65,6 +79,7 @@ void BatchGeneration::end_all() noexcept {
   running_.clear();
   waiting_.clear();
   cancelled_.clear();
+  batches_.clear();
   is_stepping_ = false;
   try {
     model_->publish(guarded_stats());
@@ -112,12 +127,13 @@ void BatchGeneration::cancel(std::size_t sequence) {
 void BatchGeneration::end(std::size_t sequence) {
   const auto is_it = [&](const Entry& entry) { return entry.number == sequence; };
   stats_.finished += std::erase_if(waiting_, is_it) + std::erase_if(running_, is_it);
+  if (scheduler_) scheduler_->remove(sequence);
 }
 
 // In the order of their arrival: a long one is not passed by, or it might wait for ever.
 std::vector<BatchGeneration::Entry> BatchGeneration::join() {
   std::vector<Entry> joined;
-  while (!waiting_.empty() && running_.size() + joined.size() < options_.batch_size) {
+  while (!waiting_.empty() && running_.size() + joined.size() < capacity()) {
     auto kv = arena_->try_take(waiting_.front().max_tokens);
     if (!kv) break;
     joined.push_back(std::move(waiting_.front()));
@@ -145,6 +161,11 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
     if (!joined.empty()) {
       run_prompts(joined, between_layers, tokens);
       const std::lock_guard lock(mutex_);
+      for (const Entry& entry : joined) {
+        if (!scheduler_) break;
+        scheduler_->add(entry.number, entry.prompt);
+        scheduler_->append(entry.number, entry.last_token);
+      }
       std::move(joined.begin(), joined.end(), std::back_inserter(running_));
     } else if (!running_.empty()) {
       run_step(between_layers, tokens);
@@ -208,17 +229,51 @@ void BatchGeneration::run_step(const Checkpointer& between_layers,
                                std::vector<BatchToken>& tokens) {
   const auto begin = Clock::now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  const std::vector<Entry*> batch = next_batch();
   std::vector<Piece> pieces;
-  for (Entry& entry : running_) pieces.push_back({&entry, 1});
+  for (Entry* entry : batch) pieces.push_back({entry, 1});
   run_pass(pieces, /*is_decoding=*/true, between_layers);
-  for (std::size_t i = 0; i < running_.size(); ++i) {
-    tokens.push_back(sample(running_[i], {logits_.data() + i * vocab, vocab}));
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    tokens.push_back(sample(*batch[i], {logits_.data() + i * vocab, vocab}));
+    if (scheduler_) scheduler_->append(batch[i]->number, batch[i]->last_token);
   }
+  round_seconds_ += seconds_since(begin);
+  round_tokens_ += batch.size();
   const std::lock_guard lock(mutex_);
   ++stats_.steps;
   stats_.decode_tokens += tokens.size();
   stats_.generated_tokens += tokens.size();
   stats_.decode_seconds += seconds_since(begin);
+}
+
+// The sequences of the next step: all that run, or those of the next batch of the round.
+std::vector<BatchGeneration::Entry*> BatchGeneration::next_batch() {
+  std::vector<Entry*> batch;
+  if (!scheduler_) {
+    for (Entry& entry : running_) batch.push_back(&entry);
+    return batch;
+  }
+  while (batch.empty()) {  // those of a batch may all have ended
+    if (batches_.empty()) {
+      if (round_tokens_ != 0) {
+        scheduler_->record(round_seconds_ / static_cast<double>(round_tokens_));
+      }
+      round_seconds_ = 0;
+      round_tokens_ = 0;
+      std::vector<std::size_t> numbers;
+      for (const Entry& entry : running_) numbers.push_back(entry.number);
+      for (auto& each : scheduler_->divide(numbers, options_.batch_size)) {
+        batches_.push_back(std::move(each));
+      }
+    }
+    for (const std::size_t number : batches_.front()) {
+      const auto found = std::find_if(running_.begin(), running_.end(),
+                                      [&](const Entry& entry) { return entry.number == number; });
+      if (found != running_.end()) batch.push_back(&*found);
+    }
+    batches_.pop_front();
+  }
+  return batch;
 }
 
 // Leaves the logits of every piece that ends its prompt, or is a decoded token, in logits_.
@@ -312,6 +367,7 @@ BatchStats BatchGeneration::guarded_stats() const {
   BatchStats stats = stats_;
   stats.waiting = waiting_.size();
   stats.running = running_.size();
+  if (scheduler_) stats.schedule = scheduler_->stats();
   stats.kv_budget_bytes = arena_->bytes();
   stats.kv_used_bytes = arena_->used_bytes();
   stats.kv_peak_bytes = arena_->peak_bytes();

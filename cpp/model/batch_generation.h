@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "model/batch_scheduler.h"
 #include "model/batch_stats.h"
 #include "model/generation.h"
 #include "model/kv_arena.h"
@@ -26,6 +28,10 @@ struct BatchOptions {
   // Memory of all KV caches, see parse_kv_budget: a share is one of batch_size sequences that fill
   // the context, more is never taken. Empty: all of that, as far as half of the free memory goes.
   std::string kv_budget;
+  // Not off: twice batch_size sequences run, and a step decodes half of them (see BatchScheduler).
+  ScheduleMode schedule = ScheduleMode::off;
+  std::filesystem::path predictor;  // its file, if they are scheduled
+  ExpectedModel expected;           // what it must be of
 };
 
 // Of one sequence, a token of its text.
@@ -93,6 +99,8 @@ class BatchGeneration {
   void run_prompts(std::span<Entry> joined, const Checkpointer& between_layers,
                    std::vector<BatchToken>& tokens);
   void run_step(const Checkpointer& between_layers, std::vector<BatchToken>& tokens);
+  std::vector<Entry*> next_batch();
+  std::size_t capacity() const;
   void run_pass(std::span<const Piece> pieces, bool is_decoding,
                 const Checkpointer& between_layers);
   BatchToken sample(Entry& entry, std::span<float> logits);
@@ -106,8 +114,13 @@ class BatchGeneration {
   BatchOptions options_;
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   std::optional<KvArena> arena_;
-  std::vector<float> logits_;  // (batch_size, vocab_size)
-  mutable std::mutex mutex_;   // guards the rest, and the arena
+  std::vector<float> logits_;  // (capacity(), vocab_size)
+  std::optional<BatchScheduler> scheduler_;
+  // Of the round: the batches to come, by numbers; and what it took so far.
+  std::deque<std::vector<std::size_t>> batches_;
+  double round_seconds_ = 0;
+  std::size_t round_tokens_ = 0;
+  mutable std::mutex mutex_;  // guards the rest, and the arena
   bool is_stepping_ = false;
   std::deque<Entry> waiting_;
   std::vector<Entry> running_;          // in a step changed by nobody, and read without the mutex

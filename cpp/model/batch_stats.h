@@ -7,6 +7,22 @@
 
 namespace moerun {
 
+// Of rounds of two batches; see BatchScheduler.
+struct ScheduleStats {
+  bool is_there = false;
+  bool is_active = false;  // the last trial's outcome, or switched on
+  std::uint64_t rounds = 0;
+  std::uint64_t scheduled_rounds = 0;
+  double predict_seconds = 0;
+  double split_seconds = 0;
+  // Experts of all layers and both batches, summed over scheduled rounds: as they were predicted
+  // for the batches that were made, and for batches in order of arrival.
+  std::uint64_t predicted_experts = 0;
+  std::uint64_t predicted_in_order = 0;
+  double token_seconds_on = 0;  // of the last trial; 0: none yet
+  double token_seconds_off = 0;
+};
+
 struct BatchStats {
   // Sequences.
   std::size_t waiting = 0;
@@ -30,6 +46,7 @@ struct BatchStats {
   std::size_t kv_budget_bytes = 0;
   std::size_t kv_used_bytes = 0;
   std::size_t kv_peak_bytes = 0;
+  ScheduleStats schedule;
 };
 
 }  // namespace moerun

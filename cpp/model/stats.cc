@@ -26,6 +26,21 @@ std::string hex(std::uint64_t value) {
 
 double mean(double sum, double count) { return count > 0 ? sum / count : 0; }
 
+Json schedule_json(const ScheduleStats& schedule) {
+  if (!schedule.is_there) return nullptr;
+  const auto rounds = static_cast<double>(schedule.scheduled_rounds);
+  const auto ms = [](double seconds) { return seconds > 0 ? Json(1e3 * seconds) : Json(nullptr); };
+  return {{"active", schedule.is_active},
+          {"rounds", schedule.rounds},
+          {"scheduled_rounds", schedule.scheduled_rounds},
+          {"predict_ms", ms(mean(schedule.predict_seconds, rounds))},
+          {"split_ms", ms(mean(schedule.split_seconds, rounds))},
+          {"predicted_experts", mean(static_cast<double>(schedule.predicted_experts), rounds)},
+          {"predicted_in_order", mean(static_cast<double>(schedule.predicted_in_order), rounds)},
+          {"token_ms_on", ms(schedule.token_seconds_on)},
+          {"token_ms_off", ms(schedule.token_seconds_off)}};
+}
+
 Json batch_json(const std::optional<BatchStats>& batch) {
   if (!batch) return nullptr;
   const auto steps = static_cast<double>(batch->steps);
@@ -58,6 +73,7 @@ Json batch_json(const std::optional<BatchStats>& batch) {
                                           : Json(nullptr)},
           {"bytes_per_token",
            decoded > 0 ? Json(static_cast<double>(batch->bytes) / decoded) : Json(nullptr)},
+          {"schedule", schedule_json(batch->schedule)},
           {"kv_cache",
            {{"budget_bytes", batch->kv_budget_bytes},
             {"used_bytes", batch->kv_used_bytes},

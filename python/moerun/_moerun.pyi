@@ -16,7 +16,17 @@ class Generation(Iterator[int]):
     def __next__(self) -> int: ...
 
 class BatchGeneration:
-    def __init__(self, model: Model, *, batch_size: int, kv_budget: str) -> None: ...
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int,
+        kv_budget: str,
+        schedule: str,
+        predictor: str,
+        model_id: str,
+        tokenizer_hash: str,
+    ) -> None: ...
     def add(
         self,
         token_ids: NDArray[np.int64],

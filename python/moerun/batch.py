@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.arguments import check_int
+from moerun.arguments import check_int, check_str, shown
 from moerun.cache_options import size_text
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, request_of
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 
 _MOST = 2**31 - 1
+
+Schedule = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,21 @@ class Batch(Iterator[BatchResult]):
     their arrival.
     """
 
-    def __init__(self, model: Model, batch_size: int | None, kv_budget: str | int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        batch_size: int | None,
+        kv_budget: str | int | None,
+        predictor: str | os.PathLike[str] | None,
+        schedule: Schedule | None,
+    ) -> None:
         self._model = model
         self._lock = RLock()  # a signal handler may come back in the middle of a step
         self._native: _moerun.BatchGeneration | None = _moerun.BatchGeneration(
             model._open(),
             batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
             kv_budget="" if kv_budget is None else size_text("kv_budget", kv_budget, 1),
+            **_scheduling(model, predictor, schedule),
         )
         self._running: dict[int, _Running] = {}
         self._ended: list[BatchResult] = []
@@ -185,10 +197,39 @@ class Batch(Iterator[BatchResult]):
         )
 
 
+def _scheduling(
+    model: Model, predictor: str | os.PathLike[str] | None, schedule: Schedule | None
+) -> dict[str, str]:
+    if schedule is None:
+        schedule = "auto" if predictor is not None else False
+    if schedule is not False and schedule is not True and schedule != "auto":
+        raise InvalidArgumentError(f'schedule must be True, False or "auto", not {shown(schedule)}')
+    names = {True: "on", False: "off", "auto": "auto"}
+    if schedule is False or predictor is None:  # which the runtime refuses, unless it is off
+        nothing = {"predictor": "", "model_id": "", "tokenizer_hash": ""}
+        return {"schedule": names[schedule], **nothing}
+    from moerun.predictor.inference import ModelFacts
+
+    facts = ModelFacts(model.path)
+    return {
+        "schedule": names[schedule],
+        "predictor": check_str("predictor", str(Path(os.fspath(predictor)).expanduser())),
+        "model_id": facts.model_id,
+        "tokenizer_hash": facts.tokenizer_hash,
+    }
+
+
 class BatchControl:
     """The part of `Model` that runs many texts at once."""
 
-    def batch(self, batch_size: int | None = None, kv_budget: str | int | None = None) -> Batch:
+    def batch(
+        self,
+        batch_size: int | None = None,
+        kv_budget: str | int | None = None,
+        *,
+        predictor: str | os.PathLike[str] | None = None,
+        schedule: Schedule | None = None,
+    ) -> Batch:
         """Return a batch without sequences, to add some to while it runs.
 
         Args:
@@ -198,12 +239,20 @@ class BatchControl:
                 "2GiB", or a share of what `batch_size` sequences take that fill the context.
                 Sequences for which there is no room wait. None for as much as can be needed, but
                 no more than half of the free memory.
+            predictor: a file of `moerun.predictor.train` for this model, which scheduling needs.
+            schedule: True: twice `batch_size` sequences run, and half of them, those that are
+                predicted to use the same experts, decode in a step; False: no such thing; "auto":
+                for as long as it is not slower than the order of arrival. None for "auto" with a
+                predictor, else False. The texts are the same.
 
         Raises:
-            InvalidArgumentError: an argument has the wrong type or is out of its range.
+            InvalidArgumentError: an argument has the wrong type or is out of its range, or there is
+                no predictor to schedule with.
+            MissingFileError, FileError: the predictor cannot be read.
+            FormatError: it is damaged, or of another model or tokenizer.
             OutOfMemoryError: there is too little memory for `kv_budget`.
         """
-        return Batch(cast("Model", self), batch_size, kv_budget)
+        return Batch(cast("Model", self), batch_size, kv_budget, predictor, schedule)
 
     def generate_batch(
         self,
@@ -211,6 +260,8 @@ class BatchControl:
         *,
         batch_size: int | None = None,
         kv_budget: str | int | None = None,
+        predictor: str | os.PathLike[str] | None = None,
+        schedule: Schedule | None = None,
         seed: int | None = None,
         **generation: Any,
     ) -> Batch:
@@ -220,6 +271,8 @@ class BatchControl:
             prompts: token ids of each, as for `generate`.
             batch_size: as for `batch`.
             kv_budget: as for `batch`.
+            predictor: as for `batch`.
+            schedule: as for `batch`.
             seed: of the first prompt; the n-th one after it has `seed` + n. None draws one.
             **generation: the other arguments of `generate`, the same for all prompts.
 
@@ -230,9 +283,9 @@ class BatchControl:
         Raises:
             InvalidArgumentError: an argument has the wrong type or is out of its range; of a
                 prompt, the message says its number.
-            OutOfMemoryError: as for `batch`.
+            OutOfMemoryError, MissingFileError, FileError, FormatError: as for `batch`.
         """
-        batch = self.batch(batch_size, kv_budget)
+        batch = self.batch(batch_size, kv_budget, predictor=predictor, schedule=schedule)
         first = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
         for number, token_ids in enumerate(prompts):
             try:

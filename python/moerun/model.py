@@ -341,7 +341,8 @@ class Model(CacheControl, BatchControl):
         `batch`, of the batch that made progress last: sequences `waiting`, `running`, `finished`,
         `most_running` at once; `prompt_tokens`, `decode_tokens` in so many `steps`, and both per
         second; `active_experts` of a layer in a step, the mean; `hit_rate` (whole or top) and
-        `bytes_per_token` of the cache in these steps; `kv_cache` bytes.
+        `bytes_per_token` of the cache in these steps; `kv_cache` bytes; `schedule`, null without:
+        docs/batching.md.
         `plan`, of plan "auto", says what it started from, how often it was `planned` and
         `changed`, and what the `last` decision was. `predicted` is what a plan from a file promises
         (`hit_rate`, `tpot_ms`), null without one.

@@ -10,10 +10,27 @@ namespace moerun::python {
 namespace {
 
 std::unique_ptr<BatchGeneration> make_batch(const PythonModel& model, std::size_t batch_size,
-                                            const std::string& kv_budget) {
+                                            const std::string& kv_budget,
+                                            const std::string& schedule,
+                                            const std::string& predictor, std::string model_id,
+                                            std::string tokenizer_hash) {
   const auto held = model.get();
+  BatchOptions options;
+  options.batch_size = batch_size;
+  options.kv_budget = kv_budget;
+  options.schedule = schedule_mode_from(schedule);
+  options.predictor = predictor;
+  options.expected.model_id = std::move(model_id);
+  options.expected.tokenizer_hash = std::move(tokenizer_hash);
+  options.expected.vocab_size = static_cast<std::size_t>(held->config().vocab_size);
+  options.expected.num_experts = static_cast<std::size_t>(held->config().num_experts);
+  const auto& layers = held->weights().layers;
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer].experts.num_experts != 0) options.expected.moe_layers.push_back(layer);
+  }
+  options.expected.top_k = static_cast<std::size_t>(held->config().top_k);
   const py::gil_scoped_release release;
-  return std::make_unique<BatchGeneration>(held, BatchOptions{batch_size, kv_budget});
+  return std::make_unique<BatchGeneration>(held, options);
 }
 
 py::list step(BatchGeneration& self) {
@@ -33,7 +50,9 @@ py::list step(BatchGeneration& self) {
 
 void register_batch(py::module_& module) {
   py::class_<BatchGeneration>(module, "BatchGeneration")
-      .def(py::init(&make_batch), py::arg("model"), py::arg("batch_size"), py::arg("kv_budget"))
+      .def(py::init(&make_batch), py::arg("model"), py::arg("batch_size"), py::arg("kv_budget"),
+           py::arg("schedule"), py::arg("predictor"), py::arg("model_id"),
+           py::arg("tokenizer_hash"))
       .def(
           "add",
           [](BatchGeneration& self, const py::object& token_ids, const py::kwargs& params) {

@@ -16,6 +16,13 @@ namespace {
 const char* const kModel = MOERUN_TEST_MODEL;
 using Tokens = std::vector<std::int32_t>;
 
+BatchOptions batch_of(std::size_t size, const std::string& kv_budget = "") {
+  BatchOptions options;
+  options.batch_size = size;
+  options.kv_budget = kv_budget;
+  return options;
+}
+
 Tokens prompt_of(std::size_t count, std::size_t seed) {
   Tokens ids;
   for (std::size_t i = 0; i < count; ++i) {
@@ -76,13 +83,13 @@ void check_same_as_alone(const std::shared_ptr<Model>& model, const BatchOptions
 }  // namespace
 
 TEST("sequences in a batch have the tokens that they have alone") {
-  check_same_as_alone(Model::load(kModel, {}), {4, ""}, 14);
+  check_same_as_alone(Model::load(kModel, {}), batch_of(4), 14);
 }
 
 TEST("a batch runs prompts that are longer than what goes through the layers at once") {
   ModelOptions options;
   options.prefill_chunk = 16;
-  check_same_as_alone(Model::load(kModel, options), {5, ""}, 11);
+  check_same_as_alone(Model::load(kModel, options), batch_of(5), 11);
 }
 
 TEST("a batch has the same tokens with an expert cache of any policy, split and prefetch") {
@@ -94,7 +101,7 @@ TEST("a batch has the same tokens with an expert cache of any policy, split and 
     if (!is_plain) options.experts.split = {0.5};
     options.experts.prefetch = is_plain ? "off" : "on";
     const auto model = Model::load(kModel, options);
-    check_same_as_alone(model, {4, ""}, 6);
+    check_same_as_alone(model, batch_of(4), 6);
     CHECK(model->batch_stats()->lookups > 0);
   }
 }
@@ -102,7 +109,7 @@ TEST("a batch has the same tokens with an expert cache of any policy, split and 
 TEST("sequences without room for their keys wait for others to end") {
   const auto model = Model::load(kModel, {});
   const std::size_t slab = KvArena::slab_bytes(model->config(), 60 + 19);
-  check_same_as_alone(model, {8, std::to_string(2 * slab)}, 9);
+  check_same_as_alone(model, batch_of(8, std::to_string(2 * slab)), 9);
 }
 
 TEST("the arena of keys gives the lowest room, and takes back what was given") {
@@ -133,10 +140,11 @@ TEST("a batch refuses what cannot run, and goes on with the rest") {
   ModelOptions options;
   options.context_length = 64;
   const auto model = Model::load(kModel, options);
-  CHECK_THROWS(InvalidArgument, BatchGeneration(model, {65, ""}), "batch_size", "1 to 64", "65");
-  CHECK_THROWS(InvalidArgument, BatchGeneration(model, {4, "much"}), "kv_budget", "much");
+  CHECK_THROWS(InvalidArgument, BatchGeneration(model, batch_of(65)), "batch_size", "1 to 64",
+               "65");
+  CHECK_THROWS(InvalidArgument, BatchGeneration(model, batch_of(4, "much")), "kv_budget", "much");
   const std::size_t slab = KvArena::slab_bytes(model->config(), 32);
-  BatchGeneration batch(model, {4, std::to_string(slab)});
+  BatchGeneration batch(model, batch_of(4, std::to_string(slab)));
   GenerationParams params;
   params.max_new_tokens = 20;
   CHECK_THROWS(InvalidArgument, batch.add({}, params), "at least one");
@@ -161,7 +169,7 @@ TEST("a sequence of a batch ends at a stop token, a full context, or when it is 
   CHECK_EQ(full.size(), std::size_t{7});
   GenerationParams stopped = params;
   stopped.stop_token_ids = {full[0]};
-  BatchGeneration batch(model, {4, ""});
+  BatchGeneration batch(model, batch_of(4));
   batch.add(prompt, params);
   batch.add(prompt, stopped);
   batch.add(prompt, params);
@@ -178,7 +186,7 @@ TEST("a batch may be added to and cancelled from other threads while it steps") 
   const auto model = Model::load(kModel, {});
   GenerationParams params;
   params.max_new_tokens = 30;
-  BatchGeneration batch(model, {4, ""});
+  BatchGeneration batch(model, batch_of(4));
   for (std::size_t i = 0; i < 4; ++i) batch.add(prompt_of(4, i), params);
   std::thread other([&] {
     for (std::size_t i = 4; i < 12; ++i) {
@@ -204,7 +212,7 @@ TEST("a batch may be added to and cancelled from other threads while it steps") 
 
 TEST("only one thread at a time may step a batch") {
   const auto model = Model::load(kModel, {});
-  BatchGeneration batch(model, {});
+  BatchGeneration batch(model, batch_of(0));
   GenerationParams params;
   params.max_new_tokens = 3;
   batch.add(prompt_of(4, 0), params);
@@ -224,7 +232,7 @@ TEST("an interruption of a batch ends its sequences and leaves the model usable"
   const auto model = Model::load(kModel, {});
   GenerationParams params;
   params.max_new_tokens = 10;
-  BatchGeneration batch(model, {4, ""});
+  BatchGeneration batch(model, batch_of(4));
   for (std::size_t i = 0; i < 6; ++i) batch.add(prompt_of(4, i), params);
   CHECK_EQ(batch.step().size(), std::size_t{4});
   CHECK_THROWS(Interrupted, batch.step([] { throw Interrupted("stop"); }), "stop");
@@ -240,13 +248,13 @@ TEST("the active experts of a step are counted") {
   params.max_new_tokens = 5;
   const auto layers = static_cast<std::size_t>(model->config().num_moe_layers());
   const auto top_k = static_cast<std::uint64_t>(model->config().top_k);
-  BatchGeneration same(model, {4, ""});
+  BatchGeneration same(model, batch_of(4));
   for (int i = 0; i < 4; ++i) same.add(prompt_of(9, 0), params);
   run_all(same);
   const BatchStats alike = same.stats();
   CHECK_EQ(alike.steps, std::uint64_t{4});
   CHECK(alike.active_experts == std::vector<std::uint64_t>(layers, 4 * top_k));
-  BatchGeneration mixed(model, {4, ""});
+  BatchGeneration mixed(model, batch_of(4));
   for (std::size_t i = 0; i < 4; ++i) mixed.add(prompt_of(9, i), params);
   run_all(mixed);
   for (const std::uint64_t count : mixed.stats().active_experts) {

@@ -9,6 +9,17 @@
 
 namespace moerun::test {
 
+namespace {
+
+BatchOptions batch_of(std::size_t size, const std::string& kv_budget = "") {
+  BatchOptions options;
+  options.batch_size = size;
+  options.kv_budget = kv_budget;
+  return options;
+}
+
+}  // namespace
+
 TEST("sequences in a batch on the device have the tokens that they have alone") {
   const TempFolder folder;
   const auto path = write_small_model(folder, {});
@@ -17,7 +28,7 @@ TEST("sequences in a batch on the device have the tokens that they have alone") 
     options.context_length = 32;
     options.prefill_chunk = 16;
     const auto model = Model::load(path, options);
-    BatchGeneration batch(model, {2, ""});
+    BatchGeneration batch(model, batch_of(2));
     GenerationParams params;
     params.max_new_tokens = 3;
     std::map<std::size_t, std::vector<std::int32_t>> alone;

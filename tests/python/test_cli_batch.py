@@ -263,6 +263,8 @@ def test_a_batch_runs_under_a_budget_and_says_what_the_cache_did(run_cli, tmp_pa
         (("-o", "x", "text"), "need --batch"),
         (("--batch-size", "4", "text"), "need --batch"),
         (("--batch", "p", "--dry-run"), "--dry-run"),
+        (("--batch", "p", "--schedule", "on"), "--predictor"),
+        (("--predictor", "p", "text"), "need --batch"),
         (("--batch", "p", "--json"), "--output"),
         (("--batch", "p", "--resume"), "--output"),
         (("--batch", "p", "-o", "x", "--resume", "--overwrite"), "exclude"),

@@ -16,6 +16,7 @@ import click
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from moerun import Batch, BatchResult, Model
+from moerun.batch import Schedule
 from moerun.errors import MoerunError
 from moerun.generation_request import draw_seed
 from moerun_tools.batch_file import BadLine, BatchInput, BatchLine
@@ -129,7 +130,7 @@ class BatchJob:
         lines: the prompts.
         output: where results go; None for standard output, in the order of the lines.
         resume, overwrite: what to do with results that are there.
-        batch_size, kv_budget: as for `Model.batch`.
+        batch_size, kv_budget, predictor, schedule: as for `Model.batch`.
         chat: use the chat template.
         system: message of every chat.
         context_length: of the model.
@@ -142,6 +143,8 @@ class BatchJob:
     overwrite: bool
     batch_size: int | None
     kv_budget: str | None
+    predictor: str | None
+    schedule: Schedule | None
     chat: bool
     system: str | None
     context_length: int | None
@@ -173,7 +176,12 @@ class BatchJob:
         output = self.output
         failed: list[int] = []
         with (
-            model.batch(self.batch_size, self.kv_budget) as batch,
+            model.batch(
+                self.batch_size,
+                self.kv_budget,
+                predictor=self.predictor,
+                schedule=self.schedule,
+            ) as batch,
             output or nullcontext(),
         ):
             seed = self.generation["seed"] if output is None else output.seed

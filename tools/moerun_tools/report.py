@@ -53,7 +53,29 @@ def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> 
     if batch["hit_rate"] is not None:
         step.append(f"{100 * batch['hit_rate']:.1f} % hits")
         step.append(f"{as_bytes(batch['bytes_per_token'])} read a token")
-    return [", ".join(parts), ", ".join(step)]
+    lines = [", ".join(parts), ", ".join(step)]
+    if (schedule := batch["schedule"]) is not None and schedule["rounds"]:
+        lines.append(_schedule_line(schedule))
+    return lines
+
+
+def _schedule_line(schedule: dict[str, Any]) -> str:
+    """Return what scheduling did."""
+    text = f"scheduled {schedule['scheduled_rounds']} of {schedule['rounds']} rounds of two batches"
+    if schedule["predicted_in_order"]:
+        saved = 1 - schedule["predicted_experts"] / schedule["predicted_in_order"]
+        overhead = (schedule["predict_ms"] or 0) + (schedule["split_ms"] or 0)
+        text += (
+            f": {100 * saved:.1f} % fewer experts predicted than in order of arrival, "
+            f"{overhead:.1f} ms a round"
+        )
+    if schedule["token_ms_on"] is not None:
+        outcome = "stays on" if schedule["active"] else "is switched off"
+        text += (
+            f"; measured {schedule['token_ms_on']:.3g} ms a token with it and "
+            f"{schedule['token_ms_off']:.3g} ms without: it {outcome}"
+        )
+    return text
 
 
 def memory_line(stats: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import click
 
 from moerun_tools.cache_options import cache_arguments, cache_options
 from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, version_option
+from moerun_tools.device_options import DeviceName, check_cpu_kernels
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -38,35 +39,11 @@ Models that do not fit in memory:
 Many prompts at once:
   moe-run --batch prompts.jsonl -o texts.jsonl          a prompt a line: {"prompt": "import os"}
   moe-run --batch prompts.jsonl -o texts.jsonl --resume --batch-size 64 --kv-budget 2GiB
+  moe-run --batch prompts.jsonl -o texts.jsonl --predictor predictor.safetensors
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
 """
-
-
-class _DeviceName(click.Choice):  # type: ignore[type-arg]
-    """The devices, and the one more that builds for tests have."""
-
-    def __init__(self) -> None:
-        super().__init__(["auto", "cpu", "cuda"])
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "cuda-host":
-            from moerun import _moerun
-
-            if value in _moerun.DEVICES:
-                return value
-        return super().convert(value, param, ctx)
-
-
-def _check_cpu_kernels(name: str) -> None:
-    from moerun import build_info
-
-    names = ["auto", *build_info()["cpu_kernels"]["compiled"]]
-    if name not in names:
-        raise click.BadParameter(
-            f"{name!r} is not one of {', '.join(names)}.", param_hint="'--cpu-kernels'"
-        )
 
 
 def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function], _Function]:
@@ -94,7 +71,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
 @_option(
     "Model",
     "--device",
-    type=_DeviceName(),
+    type=DeviceName(),
     default="auto",
     help="Where the model runs; auto takes a usable CUDA device, else the CPU.",
 )
@@ -167,6 +144,19 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     metavar="SIZE",
     help="Most memory for their keys and values, such as 2GiB; texts without room wait.  "
     "[default: what is needed, at most half of the free memory]",
+)
+@_option(
+    "Batch",
+    "--predictor",
+    metavar="FILE",
+    help="Of moe-predictor train, for this model: tells which experts a text will use.",
+)
+@_option(
+    "Batch",
+    "--schedule",
+    type=click.Choice(["on", "off", "auto"]),
+    help="Run twice as many texts, and write those together that will use the same experts; auto: "
+    "for as long as that is not slower.  [default: auto with --predictor, else off]",
 )
 @_option("Batch", "--resume", is_flag=True, help="Go on where another run ended, if one did.")
 @_option("Batch", "--overwrite", is_flag=True, help="Replace results that are there.")
@@ -267,6 +257,8 @@ def main(
     output: str | None,
     batch_size: int | None,
     kv_budget: str | None,
+    predictor: str | None,
+    schedule: str | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -294,8 +286,14 @@ def main(
 
     if batch is not None and (prompt is not None or file is not None or interactive):
         raise click.UsageError("--batch takes the place of PROMPT, --file and --interactive.")
-    if batch is None and not (output is None and batch_size is None and kv_budget is None):
-        raise click.UsageError("--output, --batch-size and --kv-budget need --batch.")
+    if batch is None and not all(
+        each is None for each in (output, batch_size, kv_budget, predictor, schedule)
+    ):
+        raise click.UsageError(
+            "--output, --batch-size, --kv-budget, --predictor and --schedule need --batch."
+        )
+    if schedule in ("on", "auto") and predictor is None:
+        raise click.UsageError("--schedule needs --predictor.")
     if batch is not None and (dry_run or remove_pack):
         raise click.UsageError("--batch excludes --dry-run and --remove-pack.")
     if (resume or overwrite) and output in (None, "-"):
@@ -309,7 +307,7 @@ def main(
     cache = cache_arguments(
         expert_budget, policy, split, prefetch, plan, pack, pin_limit, host_tier
     )
-    _check_cpu_kernels(cpu_kernels)
+    check_cpu_kernels(cpu_kernels)
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
 
@@ -348,6 +346,8 @@ def main(
             quiet,
             batch_size=batch_size,
             kv_budget=kv_budget,
+            predictor=predictor,
+            schedule=None if schedule is None else {"on": True, "off": False}.get(schedule, "auto"),
             chat=chat,
             system=system,
             context_length=context_length,
