@@ -60,6 +60,7 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
     scheduler_.emplace(options_.predictor, options_.expected,
                        make_cpu_backend(model_->threads(), model_->cpu_kernels()),
                        options_.schedule);
+    stats_.schedule = scheduler_->stats();
   }
   logits_.resize(capacity() * static_cast<std::size_t>(model_->config().vocab_size));
 }
@@ -80,6 +81,7 @@ void BatchGeneration::end_all() noexcept {
   waiting_.clear();
   cancelled_.clear();
   batches_.clear();
+  if (scheduler_) scheduler_->clear();
   is_stepping_ = false;
   try {
     model_->publish(guarded_stats());
@@ -185,6 +187,7 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
 void BatchGeneration::end_step(std::vector<BatchToken>& tokens) {
   const std::lock_guard lock(mutex_);
   is_stepping_ = false;
+  if (scheduler_) stats_.schedule = scheduler_->stats();
   stats_.most_running = std::max(stats_.most_running, running_.size());
   for (const std::size_t sequence : std::exchange(cancelled_, {})) {
     std::erase_if(tokens, [&](const BatchToken& token) { return token.sequence == sequence; });
@@ -367,7 +370,6 @@ BatchStats BatchGeneration::guarded_stats() const {
   BatchStats stats = stats_;
   stats.waiting = waiting_.size();
   stats.running = running_.size();
-  if (scheduler_) stats.schedule = scheduler_->stats();
   stats.kv_budget_bytes = arena_->bytes();
   stats.kv_used_bytes = arena_->used_bytes();
   stats.kv_peak_bytes = arena_->peak_bytes();

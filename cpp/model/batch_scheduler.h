@@ -38,6 +38,7 @@ class BatchScheduler {
   void add(std::size_t sequence, std::span<const std::int32_t> tokens);
   void append(std::size_t sequence, std::int32_t token);
   void remove(std::size_t sequence);
+  void clear() { sequences_.clear(); }
 
   // The batches of the next round, of nearly equal size and none above batch_size. `sequences`: all
   // that run, in order of arrival; at most twice batch_size.
