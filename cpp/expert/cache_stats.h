@@ -43,7 +43,6 @@ struct CacheCounters {
 struct CacheStats {
   std::vector<CacheCounters> layers;  // as CacheLayout::layers
   std::uint64_t decode_tokens = 0;
-  std::uint64_t decode_steps = 0;  // in so many steps, each of some sequences
   double decode_seconds = 0;       // of those tokens
   std::uint64_t warm_bytes = 0;    // read into slots before anything asked for it
   std::uint64_t reconfigured = 0;  // how often

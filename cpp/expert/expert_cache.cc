@@ -376,7 +376,6 @@ CacheStats ExpertCache::stats() const {
   CacheStats stats;
   for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
   stats.decode_tokens = decode_tokens_;
-  stats.decode_steps = decode_steps_;
   stats.decode_seconds = decode_seconds_;
   stats.warm_bytes = warm_bytes_;
   stats.reconfigured = num_reconfigured_;

@@ -13,17 +13,15 @@ class ActiveExpertCounts {
  public:
   struct Snapshot {
     std::uint64_t steps = 0;
-    std::uint64_t tokens = 0;              // of all steps
     std::vector<std::uint64_t> of_layers;  // active experts, summed over the steps
   };
 
   explicit ActiveExpertCounts(std::size_t num_layers) { counts_.of_layers.resize(num_layers); }
 
   // `of_layers`: routed experts that the step used, of each layer with experts.
-  void add_step(std::size_t num_tokens, const std::vector<std::size_t>& of_layers) {
+  void add_step(const std::vector<std::size_t>& of_layers) {
     const std::lock_guard lock(mutex_);
     ++counts_.steps;
-    counts_.tokens += num_tokens;
     for (std::size_t i = 0; i < of_layers.size(); ++i) counts_.of_layers[i] += of_layers[i];
   }
 

@@ -66,7 +66,6 @@ class BatchGeneration {
   void cancel(std::size_t sequence);
 
   BatchStats stats() const;
-  Model& model() { return *model_; }
 
  private:
   using Clock = std::chrono::steady_clock;

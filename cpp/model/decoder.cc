@@ -108,7 +108,7 @@ void Decoder::run(const Pass& pass) {
                 space.normed.slice(0, tokens));
   if (!pass.is_decoding) return;
   num_decoded_ += pass.sequences.size();
-  if (!needs_no_host()) active_.add_step(pass.sequences.size(), num_active_);
+  if (!needs_no_host()) active_.add_step(num_active_);
   if (cache_ == nullptr) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   cache_->finish_step(elapsed.count());
