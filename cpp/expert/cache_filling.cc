@@ -24,6 +24,12 @@ CacheLayout ExpertCache::layout() const {
 
 std::vector<std::uint16_t> ExpertCache::residents_of(std::size_t layer_index) const {
   std::vector<std::uint16_t> experts;
+  if (pool_) {
+    for (const std::size_t expert : pool_->used_experts(layer_index)) {
+      experts.push_back(static_cast<std::uint16_t>(expert));
+    }
+    return experts;
+  }
   for (const std::size_t expert : layers_[layer_index].expert_of_slot) {
     if (expert != kNone) experts.push_back(static_cast<std::uint16_t>(expert));
   }
@@ -63,7 +69,7 @@ WindowHits ExpertCache::window_hits() const {
     version = window_.version();
     if (window_hits_ && window_hits_->first == version) return window_hits_->second;
     history = window_.copy();
-    for (const LayerState& layer : layers_) num_slots.push_back(layer.expert_of_slot.size());
+    for (const LayerLayout& layer : layout_.layers) num_slots.push_back(layer.num_slots);
   }
   window_hits_.emplace(version, moerun::window_hits(history, num_slots));
   return window_hits_->second;

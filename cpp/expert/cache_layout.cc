@@ -17,6 +17,7 @@ namespace {
 // memory is better spent on whole experts (docs/benchmarks.md).
 constexpr double kDefaultSplit = 1.0;
 constexpr std::size_t kBlocksPerExpert = 8;
+constexpr std::string_view kPredictive = "predictive";
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
@@ -64,7 +65,9 @@ void size_ring(CacheLayout& layout, const std::vector<LayerSize>& sizes, std::si
   std::size_t blocks_per_expert = 0;
   for (const LayerSize& size : sizes) {
     const std::size_t quanta = divide_up(size.records, kQuantumRecords);
-    const std::size_t records = divide_up(quanta, kBlocksPerExpert) * kQuantumRecords;
+    // Experts that stay in a pool are read and computed in one piece.
+    const std::size_t blocks = layout.is_pool ? 1 : kBlocksPerExpert;
+    const std::size_t records = divide_up(quanta, blocks) * kQuantumRecords;
     layout.block_bytes = std::max(layout.block_bytes, records * size.record_bytes);
   }
   for (const LayerSize& size : sizes) {
@@ -123,6 +126,32 @@ void share_out_slots(CacheLayout& layout, const std::vector<LayerSize>& sizes,
         layout.slot_bytes() + slot_bytes <= bytes) {
       layout.layers[i] = layer_layout(sizes[i], slots + 1, tops[i]);
     }
+  }
+}
+
+// All of the budget is the ring's. Slots are counts: of the plan, or equally many.
+void share_out_pool(CacheLayout& layout, const std::vector<LayerSize>& sizes) {
+  const std::size_t smallest = layout.num_blocks;
+  std::size_t total = 0;
+  for (const LayerSize& size : sizes) total += size.num_experts;
+  layout.num_blocks =
+      std::clamp(layout.budget_bytes / layout.block_bytes, smallest, std::max(smallest, total));
+  const bool is_planned = !layout.layers.empty();
+  std::size_t left = layout.num_blocks - smallest;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::size_t equal = (left + sizes.size() - i - 1) / (sizes.size() - i);
+    std::size_t slots = std::min(equal, sizes[i].num_experts);
+    if (is_planned) {
+      const LayerLayout& planned = layout.layers[i];
+      slots = std::min(left, planned.num_slots * planned.top_records / sizes[i].records);
+      layout.layers[i] = {};
+    } else {
+      layout.layers.emplace_back();
+    }
+    layout.layers[i].layer = sizes[i].layer;
+    layout.layers[i].num_slots = slots;
+    layout.layers[i].split = 1;
+    left -= slots;
   }
 }
 
@@ -194,9 +223,11 @@ PrefetchMode parse_prefetch(const std::string& text, const std::string& where) {
 
 void check_policy(const std::string& policy, const std::string& where) {
   const auto& names = cache_policy_names();
-  if (policy == "off" || std::find(names.begin(), names.end(), policy) != names.end()) return;
+  if (policy == "off" || policy == kPredictive ||
+      std::find(names.begin(), names.end(), policy) != names.end())
+    return;
   const std::string what =
-      message("policy: expected off, lru, lfu, lcp or static, found '", policy, "'");
+      message("policy: expected off, lru, lfu, lcp, static or predictive, found '", policy, "'");
   if (!where.empty()) throw FormatError(where + ": " + what);
   throw InvalidArgument(what);
 }
@@ -220,20 +251,26 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
   CacheLayout layout;
   std::optional<CachePlan> plan;
   if (!options.plan.empty()) {
-    if (!options.budget.empty() || !options.policy.empty() || !options.split.empty()) {
+    const bool has_policy = !options.policy.empty() && options.policy != kPredictive;
+    if (!options.budget.empty() || has_policy || !options.split.empty()) {
       throw InvalidArgument(
           "plan: it says the budget, the policy and the split; give either a plan "
-          "or those");
+          "or those (the policy predictive goes with a plan)");
     }
     plan = options.plan_text.empty() ? read_cache_plan(options.plan)
                                      : parse_cache_plan(options.plan_text, options.plan);
   }
-  layout.policy = plan ? plan->policy : options.policy.empty() ? "lcp" : options.policy;
+  layout.policy = !options.policy.empty() ? options.policy : plan ? plan->policy : "lcp";
   check_policy(layout.policy, options.plan);
+  layout.is_pool = layout.policy == kPredictive;
   layout.prefetch = plan && options.prefetch.empty() ? parse_prefetch(plan->prefetch, options.plan)
                                                      : parse_prefetch(options.prefetch, "");
   if (layout.policy == "off" && !options.split.empty()) {
     throw InvalidArgument("split: with policy off nothing is cached; leave one of the two out");
+  }
+  if (layout.is_pool && !options.split.empty()) {
+    throw InvalidArgument(
+        "split: the policy predictive keeps whole experts; leave one of the two out");
   }
   if (layout.policy == "off" && layout.prefetch == PrefetchMode::on) {
     throw InvalidArgument(
@@ -246,6 +283,7 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
   if (sizes.empty() || total == 0) {
     if (plan) throw FormatError(message(options.plan, ": the model has no layers with experts"));
     layout.is_resident = true;
+    layout.is_pool = false;
     layout.policy = "off";
     return layout;
   }
@@ -267,6 +305,7 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
   }
   if (plan ? plan->is_resident : layout.budget_bytes >= total) {
     layout.is_resident = true;
+    layout.is_pool = false;
     layout.budget_bytes = total;
     layout.num_blocks = 0;
     return layout;
@@ -282,11 +321,12 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
         "have to be in memory together: the smallest budget that works is ",
         share_text(layout.smallest_budget_bytes, total)));
   }
-  if (plan) {
-    apply_plan(layout, sizes, *plan, options.plan);
-  } else if (layout.policy == "off") {
+  if (plan) apply_plan(layout, sizes, *plan, options.plan);
+  if (layout.is_pool) {
+    share_out_pool(layout, sizes);
+  } else if (!plan && layout.policy == "off") {
     for (const LayerSize& size : sizes) layout.layers.push_back(layer_layout(size, 0, 0));
-  } else {
+  } else if (!plan) {
     share_out_slots(layout, sizes, options.split, layout.budget_bytes - layout.ring_bytes());
   }
   if (layout.policy == "off") layout.prefetch = PrefetchMode::off;

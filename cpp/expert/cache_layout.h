@@ -34,11 +34,13 @@ struct CacheStandIns {
 // As users give them; empty means not given.
 struct ExpertCacheOptions {
   std::string budget;         // see parse_budget; all that fits
-  std::string policy;         // off, lru, lfu, lcp, static; lcp
+  std::string policy;         // off, lru, lfu, lcp, static, predictive; lcp
   std::vector<double> split;  // one for all layers, or one per layer with experts
   std::string prefetch;       // on, off, auto; auto
-  std::string plan;           // path of a JSON file instead of budget, policy and split
-  std::string plan_text;      // in place of what is in that file; `plan` is then only its name
+  // Path of a JSON file instead of budget, policy and split; with the policy predictive it says the
+  // slots of what that falls back to.
+  std::string plan;
+  std::string plan_text;  // in place of what is in that file; `plan` is then only its name
   // Folder of record files: experts are read from one, which is written first if it is not there.
   // Empty: straight from the checkpoint.
   std::string pack_folder;
@@ -50,6 +52,7 @@ struct ExpertCacheOptions {
   int reader_threads = 0;  // 0: enough for the slow tier
   OnOffTrial::Params prefetch_trial;
   OnOffTrial::Params cache_trial = {.warm_up_tokens = 256, .hold_tokens = 4096};
+  OnOffTrial::Params pool_trial = {.window_tokens = 16};  // of the policy predictive
   std::size_t ring_experts = 0;  // size of the staging ring; 0: top_k. Smaller ones are for tests.
   // Puts a store of the caller's own before the checkpoint's.
   std::function<std::unique_ptr<ExpertStore>(std::unique_ptr<ExpertStore>)> wrap_store;
@@ -72,7 +75,10 @@ struct CacheLayout {
   PrefetchMode prefetch = PrefetchMode::automatic;
   std::size_t budget_bytes = 0;
   std::size_t smallest_budget_bytes = 0;
-  std::size_t top_k = 0;        // experts that a token uses in a layer
+  std::size_t top_k = 0;  // experts that a token uses in a layer
+  // Experts have no slots of their own: all is one ring, whose blocks hold one each (see
+  // ExpertPool), and num_slots is what a layer keeps when its policy decides.
+  bool is_pool = false;
   std::size_t block_bytes = 0;  // of the staging ring
   std::size_t num_blocks = 0;
   std::vector<LayerLayout> layers;  // those with experts, in order

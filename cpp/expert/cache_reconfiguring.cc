@@ -33,7 +33,8 @@ void ExpertCache::check_next(const CacheLayout& next) const {
   const auto is_same = [](const LayerLayout& a, const LayerLayout& b) {
     return a.layer == b.layer;
   };
-  if (next.block_bytes != layout_.block_bytes || next.num_blocks != layout_.num_blocks ||
+  const bool is_same_ring = next.num_blocks == layout_.num_blocks || layout_.is_pool;
+  if (next.block_bytes != layout_.block_bytes || !is_same_ring ||
       !std::equal(next.layers.begin(), next.layers.end(), layout_.layers.begin(),
                   layout_.layers.end(), is_same)) {
     throw InvalidArgument("reconfigure: the layout is of another model");
@@ -51,6 +52,10 @@ void ExpertCache::check_next(const CacheLayout& next) const {
 void ExpertCache::settle_transfers() {
   std::vector<std::shared_ptr<Transfer>> dropped;
   for (const Prefetched& prefetched : prefetched_) dropped.push_back(prefetched.transfer);
+  if (pool_) {
+    const std::lock_guard lock(stats_mutex_);
+    for (const auto& place : pool_->unused()) dropped.push_back(pool_->find(place)->transfer);
+  }
   drop_all_prefetched();
   for (const auto& transfer : dropped) engine_->drain(transfer);
   if (copies_) copies_->synchronize();
@@ -90,8 +95,10 @@ void ExpertCache::adopt(const CacheLayout& next) {
     layer.expert_of_slot.clear();
   }
   const std::size_t budget_bytes = layout_.budget_bytes;
+  const std::size_t num_blocks = layout_.num_blocks;
   layout_ = next;
   layout_.budget_bytes = budget_bytes;  // what was granted
+  layout_.num_blocks = num_blocks;
   std::byte* slots = arena_->data() + layout_.ring_bytes();
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const LayerLayout& to = layout_.layers[i];
@@ -100,7 +107,7 @@ void ExpertCache::adopt(const CacheLayout& next) {
     layer.slot_bytes = to.slot_bytes;
     layer.slots = slots;
     slots += to.num_slots * to.slot_bytes;
-    layer.expert_of_slot.assign(to.num_slots, kNone);
+    layer.expert_of_slot.assign(layout_.is_pool ? 0 : to.num_slots, kNone);
     if (layout_.policy == "static") {  // another list
       PolicyParams params;
       params.static_experts = to.static_experts;

@@ -53,7 +53,8 @@ struct CacheStats {
   bool is_direct = false;          // reads bypass the page cache
   bool is_prefetching = false;
   bool is_caching = false;
-  std::string reason;  // why one of the two is off, or on
+  bool is_predicting = false;  // what stays is decided by when it will be used again
+  std::string reason;          // why one of them is off, or on
 };
 
 }  // namespace moerun

@@ -12,6 +12,8 @@ namespace moerun {
 namespace {
 
 constexpr int kDiskThreads = 2;
+// What decides where predictions do not pay.
+constexpr std::string_view kFallback = "lcp";
 
 // One core copies slower than a link takes it; the others have little else to do.
 int num_copying_threads() { return std::clamp(num_usable_cpus() / 2, kDiskThreads, 8); }
@@ -34,6 +36,12 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
       defence_(layout_, options, sink != nullptr) {
   ring_.emplace(Bytes{arena_->data(), layout_.ring_bytes()}, layout_.block_bytes, progress_);
   std::byte* slots = arena_->data() + layout_.ring_bytes();
+  if (layout_.is_pool) {
+    const std::size_t num_experts =
+        weights.layers[layout_.layers.front().layer].experts.num_experts;
+    pool_.emplace(layout_.layers.size(), num_experts);
+    next_use_.emplace(layout_.layers.size(), num_experts);
+  }
   for (const LayerLayout& from : layout_.layers) {
     const LayerWeights& layer = weights.layers[from.layer];
     LayerState state;
@@ -46,14 +54,15 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
     state.slot_bytes = from.slot_bytes;
     state.slots = slots;
     slots += from.num_slots * from.slot_bytes;
-    state.expert_of_slot.assign(from.num_slots, kNone);
+    state.expert_of_slot.assign(layout_.is_pool ? 0 : from.num_slots, kNone);
     state.slot_of_expert.assign(layer.experts.num_experts, kNone);
     if (layout_.policy != "off") {
       PolicyParams params;
       params.static_experts = from.static_experts;
       state.policy = options.stand_ins.make_policy
                          ? options.stand_ins.make_policy(from.layer)
-                         : make_cache_policy(layout_.policy, layer.experts.num_experts, params);
+                         : make_cache_policy(layout_.is_pool ? kFallback : layout_.policy,
+                                             layer.experts.num_experts, params);
     }
     layers_.push_back(std::move(state));
   }
@@ -80,6 +89,7 @@ ExpertCache::ExpertCache(const ModelWeights& weights, CacheLayout layout, const 
 
 void ExpertCache::begin_pass(Stream& compute) {
   compute_ = &compute;
+  forecasts_ = nullptr;  // of a step that was cut off
   engine_->begin_pass(compute);
 }
 
@@ -103,23 +113,30 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   const std::lock_guard lock(stats_mutex_);
   LayerState& state = layers_[lease->layer_index_];
   const bool uses_slots = mode == AccessMode::prefill || defence_.wants_slots();
-  look_up(state, *lease, experts, uses_slots);
-  adopt_prefetched(lease->layer_index_, *lease);
-  if (state.policy && mode == AccessMode::decode) admit(state, *lease, uses_slots);
-  if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
+  if (pool_) {
+    follow_defence();
+    listen();
+    look_up_in_pool(state, *lease, experts);
+    if (mode == AccessMode::decode) admit_to_pool(state, *lease);
+  } else {
+    look_up(state, *lease, experts, uses_slots);
+    adopt_prefetched(lease->layer_index_, *lease);
+    if (state.policy && mode == AccessMode::decode) admit(state, *lease, uses_slots);
+    if (state.policy && mode == AccessMode::prefill) admit_to_empty_slots(state, *lease);
+  }
   has_waiting_demand_ = false;
   if (mode == AccessMode::prefill) is_between_steps_ = false;
   if (mode == AccessMode::prefill) window_.forget_guess(lease->layer_index_);
   for (auto& item : lease->items_) {
     if (item.first_record == state.num_records || item.transfer || has_waiting_demand_) continue;
-    has_waiting_demand_ = !start(state, item);
+    has_waiting_demand_ = !start(state, *lease, item);
   }
   return lease;
 }
 
 void ExpertCache::look_up(LayerState& layer, ExpertLease& lease,
                           std::span<const std::size_t> experts, bool uses_slots) {
-  const bool counts = lease.mode_ == AccessMode::decode;
+  std::size_t num_hits = 0;
   for (const std::size_t expert : experts) {
     ExpertLease::Item item;
     item.expert = expert;
@@ -129,20 +146,22 @@ void ExpertCache::look_up(LayerState& layer, ExpertLease& lease,
       item.top_slot = slot;
       item.first_record = layer.top_records;
       kind = layer.top_records == layer.num_records ? CacheEventKind::hit : CacheEventKind::top_hit;
+      ++num_hits;
     }
-    if (counts) {
-      ++layer.counters.lookups;
-      ++(kind == CacheEventKind::hit       ? layer.counters.hits
-         : kind == CacheEventKind::top_hit ? layer.counters.top_hits
-                                           : layer.counters.misses);
-      note(kind, layer, expert);
-    }
+    count_look_up(layer, lease, expert, kind);
     lease.items_.push_back(std::move(item));
   }
-  if (!counts) return;
-  const auto is_hit = [](const auto& item) { return item.top_slot.has_value(); };
-  const auto num_hits = std::count_if(lease.items_.begin(), lease.items_.end(), is_hit);
-  window_.record(lease.layer_index_, experts, static_cast<std::size_t>(num_hits));
+  if (lease.mode_ == AccessMode::decode) window_.record(lease.layer_index_, experts, num_hits);
+}
+
+void ExpertCache::count_look_up(LayerState& layer, const ExpertLease& lease, std::size_t expert,
+                                CacheEventKind kind) {
+  if (lease.mode_ != AccessMode::decode) return;
+  ++layer.counters.lookups;
+  ++(kind == CacheEventKind::hit       ? layer.counters.hits
+     : kind == CacheEventKind::top_hit ? layer.counters.top_hits
+                                       : layer.counters.misses);
+  note(kind, layer, expert);
 }
 
 void ExpertCache::adopt_prefetched(std::size_t layer_index, ExpertLease& lease) {
@@ -191,6 +210,7 @@ void ExpertCache::drop_all_prefetched() {
   const std::lock_guard lock(stats_mutex_);
   expected_.clear();
   for (const Prefetched& prefetched : std::exchange(prefetched_, {})) drop_prefetched(prefetched);
+  if (pool_) drop_unused(std::nullopt);
 }
 
 void ExpertCache::take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot) {
@@ -272,35 +292,53 @@ std::shared_ptr<Transfer> ExpertCache::submit(const LayerState& layer, std::size
   return engine_->submit(std::move(read), std::move(*blocks), urgency);
 }
 
-bool ExpertCache::start(const LayerState& layer, ExpertLease::Item& item) {
-  item.transfer = submit(layer, item.expert, item.first_record, item.new_slot, Urgency::demand);
+bool ExpertCache::start(const LayerState& layer, const ExpertLease& lease,
+                        ExpertLease::Item& item) {
+  do {
+    item.transfer = submit(layer, item.expert, item.first_record, item.new_slot, Urgency::demand);
+  } while (!item.transfer && pool_ && make_room_for_demand(lease, item.expert));
   return item.transfer != nullptr;
 }
 
-bool ExpertCache::wants_prefetch() const { return defence_.wants_prefetch(); }
+bool ExpertCache::wants_prefetch() const {
+  // Whole paths are known, and further ahead than the next layer's router sees.
+  if (pool_ && knows_paths_ && defence_.wants_pool()) return false;
+  return defence_.wants_prefetch();
+}
 
 void ExpertCache::prefetch(std::size_t layer, std::span<const std::size_t> experts) {
   const std::lock_guard lock(stats_mutex_);
   expected_layer_index_ = index_of(layer);
-  expected_.assign(experts.rbegin(), experts.rend());
   window_.guess(expected_layer_index_, experts);
+  if (is_predicting()) {
+    next_use_->expect(expected_layer_index_, experts);
+    list_expected();
+  } else {
+    expected_.assign(experts.rbegin(), experts.rend());
+  }
   continue_prefetch();
 }
 
 void ExpertCache::continue_prefetch() {
+  if (is_predicting()) return prefetch_into_pool();
   while (!expected_.empty() && !has_waiting_demand_) {
     LayerState& state = layers_[expected_layer_index_];
     const std::size_t expert = expected_.back();
     const bool has_top = state.slot_of_expert[expert] != kNone && defence_.wants_slots();
     const std::size_t first = has_top ? state.top_records : 0;
     const bool is_known =
+        (pool_ && pool_->find({expected_layer_index_, expert}) != nullptr) ||
         std::any_of(prefetched_.begin(), prefetched_.end(), [&](const auto& each) {
           return each.expert == expert && each.layer_index == expected_layer_index_;
         });
     if (first != state.num_records && !is_known) {
       auto transfer = submit(state, expert, first, std::nullopt, Urgency::prefetch);
       if (!transfer) return;
-      prefetched_.push_back({expected_layer_index_, expert, first, std::move(transfer)});
+      if (pool_) {
+        pool_->hold({expected_layer_index_, expert}, {std::move(transfer)});
+      } else {
+        prefetched_.push_back({expected_layer_index_, expert, first, std::move(transfer)});
+      }
       ++state.counters.prefetch_issued;
       note(CacheEventKind::prefetch, state, expert);
     }
@@ -308,7 +346,8 @@ void ExpertCache::continue_prefetch() {
   }
 }
 
-void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode) {
+void ExpertCache::finish_item(LayerState& layer, const ExpertLease& lease,
+                              ExpertLease::Item& item) {
   if (item.new_slot && item.copies_to_slot) {
     for (const RecordRun& run : item.transfer->read().runs) {
       if (run.first_record >= layer.top_records) break;
@@ -320,82 +359,13 @@ void ExpertCache::finish_item(LayerState& layer, ExpertLease::Item& item, Access
   }
   item.is_finished = true;
   if (!item.transfer) return;
-  if (mode == AccessMode::decode || item.was_prefetched) {
-    const std::lock_guard lock(stats_mutex_);
+  const std::lock_guard lock(stats_mutex_);
+  if (!item.was_held && (lease.mode_ == AccessMode::decode || item.was_prefetched)) {
     (item.was_prefetched ? layer.counters.prefetch_bytes : layer.counters.demand_bytes) +=
         engine_->bytes_read(*item.transfer);
   }
+  if (pool_) finish_pooled(lease, item);
   item.transfer.reset();
-}
-
-void ExpertCache::begin_step(std::size_t num_tokens) {
-  const std::lock_guard lock(stats_mutex_);
-  engine_->look();  // or what ended while the last token was sampled would go on being busy
-  step_tokens_ = num_tokens;
-  if (!is_between_steps_) link_before_ = engine_->stats();
-  // The window is of one sequence at a time.
-  if (num_tokens != 1) return;
-  window_.begin_token([this](std::size_t index) { return residents_of(index); });
-}
-
-void ExpertCache::finish_step(double seconds) {
-  const std::lock_guard lock(stats_mutex_);
-  const TransferStats link = engine_->stats();
-  const TransferStats used = {link.bytes - link_before_.bytes,
-                              link.busy_seconds - link_before_.busy_seconds};
-  // What is read while the token is sampled belongs to the next one.
-  link_before_ = link;
-  is_between_steps_ = true;
-  decode_link_.bytes += used.bytes;
-  decode_link_.busy_seconds += used.busy_seconds;
-  measure_link(used);
-  decode_tokens_ += step_tokens_;
-  ++decode_steps_;
-  if (step_tokens_ == 1) window_.finish_token();
-  decode_seconds_ += seconds;
-  double bytes = 0;
-  for (const LayerState& layer : layers_) {
-    bytes += static_cast<double>(layer.counters.lookups * layer.num_records * layer.record_bytes);
-  }
-  bytes /= static_cast<double>(decode_steps_);
-  defence_.record(seconds, best_link_rate_ > 0 ? bytes / best_link_rate_ : 0);
-}
-
-void ExpertCache::measure_link(const TransferStats& used) {
-  constexpr std::uint64_t kLongEnough = std::uint64_t{32} << 20;
-  stretch_.bytes += used.bytes;
-  stretch_.busy_seconds += used.busy_seconds;
-  if (stretch_.bytes < kLongEnough || stretch_.busy_seconds <= 0) return;
-  best_link_rate_ =
-      std::max(best_link_rate_, static_cast<double>(stretch_.bytes) / stretch_.busy_seconds);
-  stretch_ = {};
-}
-
-CacheStats ExpertCache::stats() const {
-  const std::lock_guard lock(stats_mutex_);
-  CacheStats stats;
-  for (const LayerState& layer : layers_) stats.layers.push_back(layer.counters);
-  stats.decode_tokens = decode_tokens_;
-  stats.decode_seconds = decode_seconds_;
-  stats.warm_bytes = warm_bytes_;
-  stats.reconfigured = num_reconfigured_;
-  stats.arena_bytes = arena_bytes_;
-  stats.link_bytes = decode_link_.bytes;
-  stats.link_busy_seconds = decode_link_.busy_seconds;
-  // Too little was read to tell a best rate from the mean.
-  const double mean = decode_link_.busy_seconds > 0
-                          ? static_cast<double>(decode_link_.bytes) / decode_link_.busy_seconds
-                          : 0;
-  stats.best_link_rate = std::max(best_link_rate_, mean);
-  stats.is_direct = store_ == nullptr || store_->is_direct();
-  stats.is_caching = defence_.is_caching();
-  stats.is_prefetching = defence_.is_prefetching();
-  stats.reason = defence_.reason();
-  if (!stats.is_direct) {
-    stats.reason += std::string(stats.reason.empty() ? "" : "; ") +
-                    "direct reads are refused here: they pass through the page cache";
-  }
-  return stats;
 }
 
 }  // namespace moerun

@@ -2,7 +2,8 @@
 //
 // One arena holds, for every layer, slots with the top segments of some experts, and one staging
 // ring for everything that is used once: bottom segments, experts without a slot, and what was
-// prefetched. See docs/cache.md.
+// prefetched. With the policy predictive all of it is the ring, and whole experts stay in its
+// blocks. See docs/cache.md.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +22,10 @@
 #include "device/op_params.h"
 #include "expert/cache_layout.h"
 #include "expert/cache_stats.h"
+#include "expert/expert_pool.h"
 #include "expert/expert_store.h"
 #include "expert/host_memory_tiers.h"
+#include "expert/next_use.h"
 #include "expert/policy.h"
 #include "expert/progress.h"
 #include "expert/reconfiguration.h"
@@ -79,6 +82,8 @@ class ExpertLease {
     std::size_t first_record = 0;         // of what has to come; num_records: nothing
     std::shared_ptr<Transfer> transfer;   // null: not started for want of room in the ring
     bool was_prefetched = false;
+    bool was_held = false;     // by the pool, and used before
+    bool stays = false;        // in the pool
     bool is_top_out = false;   // handed out
     bool is_rest_out = false;  // handed out
     bool is_finished = false;  // computed, its blocks given back
@@ -124,9 +129,17 @@ class ExpertCache {
   // layer does not use is dropped then.
   void prefetch(std::size_t layer, std::span<const std::size_t> experts);
 
+  // Whether it is worth predicting the experts of the step to come.
+  bool wants_paths() const;
+
   // Around a step that decodes one token of each of so many sequences, which took so much time.
-  void begin_step(std::size_t num_tokens);
+  // `forecasts`: of its experts, for the policy predictive; null where nobody tells. It is asked
+  // until the step is finished.
+  void begin_step(std::size_t num_tokens, ForecastSource* forecasts = nullptr);
   void finish_step(double seconds);
+  // While somebody else compares steps with and without something, the cache should not.
+  void pause_trials(bool is_paused);
+  bool is_trying() const;
 
   CacheStats stats() const;
   std::uint64_t decode_tokens() const;
@@ -210,19 +223,40 @@ class ExpertCache {
   }
   void look_up(LayerState& layer, ExpertLease& lease, std::span<const std::size_t> experts,
                bool uses_slots);
+  void count_look_up(LayerState& layer, const ExpertLease& lease, std::size_t expert,
+                     CacheEventKind kind);
+  // Of the policy predictive; cache_pooling.cc. Guarded all of them.
+  bool is_predicting() const;
+  void begin_pool_step(ForecastSource* forecasts);
+  void listen();
+  void follow_defence();
+  void empty_pool();
+  void look_up_in_pool(LayerState& layer, ExpertLease& lease, std::span<const std::size_t> experts);
+  void admit_to_pool(LayerState& layer, ExpertLease& lease);
+  void drop_unused(std::optional<std::size_t> layer_index);
+  void let_go(ExpertPool::Place place);
+  bool make_room_for_demand(const ExpertLease& lease, std::size_t expert);
+  bool make_room_ahead(ExpertPool::Place place);
+  bool make_room(std::optional<double> moment);
+  void choose_depth(double busy_share, double stalled_share);
+  void finish_pooled(const ExpertLease& lease, ExpertLease::Item& item);
+  void trim_pool();
+  void list_expected();
+  void prefetch_into_pool();
   void adopt_prefetched(std::size_t layer_index, ExpertLease& lease);
   void admit(LayerState& layer, ExpertLease& lease, bool uses_slots);
   void admit_to_empty_slots(LayerState& layer, ExpertLease& lease);
   void take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot);
   void drop_prefetched(const Prefetched& dropped);
   void drop_all_prefetched();
-  bool start(const LayerState& layer, ExpertLease::Item& item);
+  bool start(const LayerState& layer, const ExpertLease& lease,
+             ExpertLease::Item& item);  // guarded
   std::shared_ptr<Transfer> submit(const LayerState& layer, std::size_t expert,
                                    std::size_t first_record, std::optional<std::size_t> slot,
                                    Urgency urgency);
   void continue_prefetch();
   void measure_link(const TransferStats& used);
-  void finish_item(LayerState& layer, ExpertLease::Item& item, AccessMode mode);
+  void finish_item(LayerState& layer, const ExpertLease& lease, ExpertLease::Item& item);
   void note(CacheEventKind kind, const LayerState& layer, std::size_t expert);
   std::vector<std::uint16_t> residents_of(std::size_t layer_index) const;
   // Slots for the first of `experts` that have none.
@@ -255,8 +289,18 @@ class ExpertCache {
   // What is still to be prefetched when the ring has room, the likeliest last.
   std::size_t expected_layer_index_ = 0;
   std::vector<std::size_t> expected_;
-  bool has_waiting_demand_ = false;  // the lease wants more of the ring than there is
-  mutable std::mutex stats_mutex_;   // counters are read by other threads
+  // With the policy predictive.
+  std::optional<ExpertPool> pool_;
+  std::optional<NextUse> next_use_;
+  std::vector<ExpertPool::Place> candidates_;  // what to prefetch, the next one last
+  ForecastSource* forecasts_ = nullptr;
+  std::size_t depth_ = 0;                   // see choose_depth()
+  double stalled_seconds_ = 0;              // in the step
+  std::size_t leased_layer_index_ = kNone;  // of which all is known
+  bool was_predicting_ = true;              // in the step before
+  bool knows_paths_ = false;                // of the step
+  bool has_waiting_demand_ = false;         // the lease wants more of the ring than there is
+  mutable std::mutex stats_mutex_;          // counters are read by other threads
   std::uint64_t decode_tokens_ = 0;
   std::uint64_t decode_steps_ = 0;
   std::size_t step_tokens_ = 0;

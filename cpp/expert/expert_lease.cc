@@ -33,6 +33,7 @@ ExpertLease::~ExpertLease() {
     } else if (item.transfer) {
       cache_.engine_->cancel(item.transfer);
     }
+    if (item.was_held) cache_.note(CacheEventKind::evict, layer, item.expert);
     if (item.new_slot) {
       cache_.note(CacheEventKind::evict, layer, item.expert);
       layer.expert_of_slot[*item.new_slot] = ExpertCache::kNone;
@@ -40,17 +41,22 @@ ExpertLease::~ExpertLease() {
     }
   }
   cache_.has_waiting_demand_ = false;
+  cache_.leased_layer_index_ = ExpertCache::kNone;
 }
 
 bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void()>& while_waiting) {
   segments.clear();
   auto& layer = cache_.layers_[layer_index_];
   for (Item& item : items_) {
-    if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, item, mode_);
+    if (item.is_rest_out && !item.is_finished) cache_.finish_item(layer, *this, item);
   }
   const auto prefetch_more = [this] {
     const std::lock_guard lock(cache_.stats_mutex_);
     cache_.continue_prefetch();
+  };
+  const auto start = [&](Item& item) {
+    const std::lock_guard lock(cache_.stats_mutex_);
+    return cache_.start(layer, *this, item);
   };
   const auto hand_out = [&](const Item& item, const RecordRun& run, std::uint64_t ready) {
     segments.push_back({item.expert,
@@ -75,7 +81,7 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     for (Item& item : items_) {
       if (item.is_rest_out) continue;
       // In order: a small segment may not take the room that a larger one before it waits for.
-      if (!item.transfer && (is_any_waiting || !cache_.start(layer, item))) {
+      if (!item.transfer && (is_any_waiting || !start(item))) {
         is_any_waiting = true;
         continue;
       }
@@ -105,6 +111,7 @@ bool ExpertLease::next(std::vector<Segment>& segments, const std::function<void(
     if (mode_ == AccessMode::decode) {
       const std::lock_guard lock(cache_.stats_mutex_);
       layer.counters.stalled_seconds += waited;
+      cache_.stalled_seconds_ += waited;
     }
   }
 }

@@ -21,15 +21,18 @@ SelfDefence::SelfDefence(const CacheLayout& layout, const ExpertCacheOptions& op
                          bool is_logging)
     : prefetch_(layout.prefetch),
       has_slots_(layout.slot_bytes() != 0),
+      is_pool_(layout.is_pool),
       is_logging_(is_logging),
       prefetch_trial_(options.prefetch_trial),
-      cache_trial_(options.cache_trial) {}
+      cache_trial_(options.cache_trial),
+      pool_trial_(options.pool_trial) {}
 
 void SelfDefence::restart(const CacheLayout& layout) {
   prefetch_ = layout.prefetch;
   has_slots_ = layout.slot_bytes() != 0;
   prefetch_trial_.restart();
   cache_trial_.restart();
+  pool_trial_.restart();
   recent_seconds_ = 0;
   recent_tokens_ = 0;
 }
@@ -44,7 +47,12 @@ bool SelfDefence::is_prefetching() const {
   return prefetch_trial_.is_worth_it();
 }
 
+bool SelfDefence::is_trying() const {
+  return prefetch_trial_.is_trying() || cache_trial_.is_trying() || pool_trial_.is_trying();
+}
+
 void SelfDefence::record(double seconds, double reading_all_seconds) {
+  if (is_paused_) return;
   // One question at a time.
   if (prefetch_ == PrefetchMode::automatic && !cache_trial_.is_trying()) {
     prefetch_trial_.record(seconds);
@@ -53,6 +61,15 @@ void SelfDefence::record(double seconds, double reading_all_seconds) {
   // And only where the answer is not plain: tokens without the cache are dear when it works.
   const bool is_plain = is_plainly_worth_it(seconds, reading_all_seconds);
   if (cache_trial_.is_trying() || !is_plain) cache_trial_.record(seconds);
+}
+
+void SelfDefence::record_pooled(double token_seconds, bool knows_paths) {
+  if (is_paused_) return;
+  const bool is_path_token = knows_paths && wants_pool();
+  if (prefetch_ == PrefetchMode::automatic && !is_path_token && !pool_trial_.is_trying()) {
+    prefetch_trial_.record(token_seconds);
+  }
+  if (!is_logging_ && !prefetch_trial_.is_trying()) pool_trial_.record(token_seconds);
 }
 
 // Whether tokens take, of late, clearly less time than reading all their experts would.
@@ -72,6 +89,9 @@ std::string SelfDefence::reason() const {
   }
   if (cache_trial_.has_outcome()) {
     text += (text.empty() ? "" : "; ") + verdict("the cache", cache_trial_);
+  }
+  if (pool_trial_.has_outcome()) {
+    text += (text.empty() ? "" : "; ") + verdict("prediction", pool_trial_);
   }
   return text;
 }

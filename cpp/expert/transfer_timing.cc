@@ -39,8 +39,11 @@ TransferTiming ExpertCache::measure_transfers(std::size_t layer,
     throw InvalidArgument(
         message("experts: expected 0 to ", state.slot_of_expert.size() - 1, ", found ", expert));
   }
-  for (const Prefetched& each : prefetched_) engine_->drain(each.transfer);  // the link is idle
-  drop_all_prefetched();
+  settle_transfers();  // the link is idle
+  if (pool_) {
+    const std::lock_guard lock(stats_mutex_);
+    empty_pool();
+  }
 
   const std::size_t blocks = (state.num_records - first_record + state.block_records - 1) /
                              std::max<std::size_t>(1, state.block_records);

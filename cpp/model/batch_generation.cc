@@ -12,10 +12,6 @@ namespace {
 
 constexpr std::size_t kDefaultBatchSize = 16;
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 bool is_scheduled(const BatchOptions& options) { return options.schedule != ScheduleMode::off; }
 
 std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
@@ -51,21 +47,29 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
     arena_.emplace(model_->config(),
                    kv_budget_bytes(*model_, options_, backend.memory().free_bytes), backend);
   });
-  if (is_scheduled(options_)) {
-    if (options_.predictor.empty()) {
-      throw InvalidArgument(
-          "schedule: it needs a predictor of the experts that texts will use; train one with "
-          "moe-predictor, or switch it off");
+  if (is_scheduled(options_) && options_.predictor.empty()) {
+    throw InvalidArgument(
+        "schedule: it needs a predictor of the experts that texts will use; train one with "
+        "moe-predictor, or switch it off");
+  }
+  if (!options_.predictor.empty()) {
+    // On one thread: it has to share the cores with the step beside which it works.
+    auto paths = std::make_unique<SequencePaths>(options_.predictor, options_.expected,
+                                                 make_cpu_backend(1, model_->cpu_kernels()));
+    // Else it was only looked at.
+    if (is_scheduled(options_) || model_->cache_layout().is_pool) {
+      outlook_ = std::make_unique<BatchOutlook>(std::move(paths), options_.schedule,
+                                                /*in_background=*/true);
+      stats_.schedule = outlook_->schedule_stats();
+      stats_.prediction = outlook_->stats();
     }
-    scheduler_.emplace(options_.predictor, options_.expected,
-                       make_cpu_backend(model_->threads(), model_->cpu_kernels()),
-                       options_.schedule);
-    stats_.schedule = scheduler_->stats();
   }
   logits_.resize(capacity() * static_cast<std::size_t>(model_->config().vocab_size));
 }
 
-std::size_t BatchGeneration::capacity() const { return options_.batch_size * (scheduler_ ? 2 : 1); }
+std::size_t BatchGeneration::capacity() const {
+  return options_.batch_size * (is_scheduled(options_) ? 2 : 1);
+}
 
 BatchGeneration::~BatchGeneration() {
   model_->make_current();
@@ -80,8 +84,7 @@ void BatchGeneration::end_all() noexcept {
   running_.clear();
   waiting_.clear();
   cancelled_.clear();
-  batches_.clear();
-  if (scheduler_) scheduler_->clear();
+  if (outlook_) outlook_->clear();
   is_stepping_ = false;
   try {
     model_->publish(guarded_stats());
@@ -129,7 +132,7 @@ void BatchGeneration::cancel(std::size_t sequence) {
 void BatchGeneration::end(std::size_t sequence) {
   const auto is_it = [&](const Entry& entry) { return entry.number == sequence; };
   stats_.finished += std::erase_if(waiting_, is_it) + std::erase_if(running_, is_it);
-  if (scheduler_) scheduler_->remove(sequence);
+  if (outlook_) outlook_->remove(sequence);
 }
 
 // In the order of their arrival: a long one is not passed by, or it might wait for ever.
@@ -164,9 +167,9 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
       run_prompts(joined, between_layers, tokens);
       const std::lock_guard lock(mutex_);
       for (const Entry& entry : joined) {
-        if (!scheduler_) break;
-        scheduler_->add(entry.number, entry.prompt);
-        scheduler_->append(entry.number, entry.last_token);
+        if (!outlook_) break;
+        outlook_->add(entry.number, entry.prompt);
+        outlook_->append(entry.number, entry.last_token);
       }
       std::move(joined.begin(), joined.end(), std::back_inserter(running_));
     } else if (!running_.empty()) {
@@ -187,7 +190,10 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
 void BatchGeneration::end_step(std::vector<BatchToken>& tokens) {
   const std::lock_guard lock(mutex_);
   is_stepping_ = false;
-  if (scheduler_) stats_.schedule = scheduler_->stats();
+  if (outlook_) {
+    stats_.schedule = outlook_->schedule_stats();
+    stats_.prediction = outlook_->stats();
+  }
   stats_.most_running = std::max(stats_.most_running, running_.size());
   for (const std::size_t sequence : std::exchange(cancelled_, {})) {
     std::erase_if(tokens, [&](const BatchToken& token) { return token.sequence == sequence; });
@@ -201,7 +207,7 @@ void BatchGeneration::end_step(std::vector<BatchToken>& tokens) {
 
 void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& between_layers,
                                   std::vector<BatchToken>& tokens) {
-  const auto begin = Clock::now();
+  const double begin = clock_.now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   std::size_t next = 0;
   std::size_t num_tokens = 0;
@@ -225,57 +231,46 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
   const std::lock_guard lock(mutex_);
   stats_.prompt_tokens += num_tokens;
   stats_.generated_tokens += tokens.size();
-  stats_.prefill_seconds += seconds_since(begin);
+  stats_.prefill_seconds += clock_.now() - begin;
 }
 
 void BatchGeneration::run_step(const Checkpointer& between_layers,
                                std::vector<BatchToken>& tokens) {
-  const auto begin = Clock::now();
+  const double begin = clock_.now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   const std::vector<Entry*> batch = next_batch();
   std::vector<Piece> pieces;
   for (Entry* entry : batch) pieces.push_back({entry, 1});
   run_pass(pieces, /*is_decoding=*/true, between_layers);
+  if (outlook_) outlook_->finish_step(clock_.now() - begin);
   for (std::size_t i = 0; i < batch.size(); ++i) {
     tokens.push_back(sample(*batch[i], {logits_.data() + i * vocab, vocab}));
-    if (scheduler_) scheduler_->append(batch[i]->number, batch[i]->last_token);
+    if (outlook_) outlook_->append(batch[i]->number, batch[i]->last_token);
   }
-  round_seconds_ += seconds_since(begin);
-  round_tokens_ += batch.size();
   const std::lock_guard lock(mutex_);
   ++stats_.steps;
   stats_.decode_tokens += tokens.size();
   stats_.generated_tokens += tokens.size();
-  stats_.decode_seconds += seconds_since(begin);
+  stats_.decode_seconds += clock_.now() - begin;
 }
 
-// The sequences of the next step: all that run, or those of the next batch of the round.
+// The sequences of the next step, whose experts are being predicted from now on.
 std::vector<BatchGeneration::Entry*> BatchGeneration::next_batch() {
   std::vector<Entry*> batch;
-  if (!scheduler_) {
-    for (Entry& entry : running_) batch.push_back(&entry);
-    return batch;
+  std::vector<std::size_t> numbers;
+  for (Entry& entry : running_) {
+    numbers.push_back(entry.number);
+    batch.push_back(&entry);
   }
-  while (batch.empty()) {  // those of a batch may all have ended
-    if (batches_.empty()) {
-      if (round_tokens_ != 0) {
-        scheduler_->record(round_seconds_ / static_cast<double>(round_tokens_));
-      }
-      round_seconds_ = 0;
-      round_tokens_ = 0;
-      std::vector<std::size_t> numbers;
-      for (const Entry& entry : running_) numbers.push_back(entry.number);
-      for (auto& each : scheduler_->divide(numbers, options_.batch_size)) {
-        batches_.push_back(std::move(each));
-      }
-    }
-    for (const std::size_t number : batches_.front()) {
-      const auto found = std::find_if(running_.begin(), running_.end(),
-                                      [&](const Entry& entry) { return entry.number == number; });
-      if (found != running_.end()) batch.push_back(&*found);
-    }
-    batches_.pop_front();
-  }
+  if (!outlook_) return batch;
+  ExpertCache* cache = model_->cache_.get();
+  if (cache != nullptr && cache->is_trying()) outlook_->pass_over_round();
+  numbers = outlook_->next_batch(numbers, options_.batch_size);
+  if (cache != nullptr) cache->pause_trials(outlook_->is_trying());
+  outlook_->begin_step(cache != nullptr && cache->wants_paths());
+  std::erase_if(batch, [&](const Entry* entry) {
+    return std::find(numbers.begin(), numbers.end(), entry->number) == numbers.end();
+  });
   return batch;
 }
 
@@ -299,9 +294,10 @@ void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
   }
   model_->run_alone(*memory_, [&] {
     Backend& backend = *model_->plan_.backend;
-    const Decoder::Pass pass{*memory_->stream, memory_->workspace,
-                             token_ids,        sequences,
-                             is_decoding,      between_layers ? &between_layers : nullptr};
+    Decoder::Pass pass{*memory_->stream, memory_->workspace,
+                       token_ids,        sequences,
+                       is_decoding,      between_layers ? &between_layers : nullptr};
+    pass.forecasts = outlook_.get();
     const auto active = model_->active_counts().snapshot();
     const CacheTotals cache = cache_totals();
     model_->decoder_->run(pass);
@@ -339,6 +335,7 @@ BatchGeneration::CacheTotals BatchGeneration::cache_totals() const {
   for (const CacheCounters& layer : cache->stats().layers) {
     totals.lookups += layer.lookups;
     totals.hits += layer.hits + layer.top_hits;
+    totals.ready += layer.hits + layer.top_hits + layer.prefetch_useful;
     totals.bytes += layer.demand_bytes + layer.prefetch_bytes;
   }
   return totals;
@@ -358,6 +355,7 @@ void BatchGeneration::count_step(const ActiveExpertCounts::Snapshot& active,
   }
   stats_.lookups += cache_now.lookups - cache.lookups;
   stats_.hits += cache_now.hits - cache.hits;
+  stats_.ready += cache_now.ready - cache.ready;
   stats_.bytes += cache_now.bytes - cache.bytes;
 }
 

@@ -1,7 +1,6 @@
 // Text for many prompts: sequences join and leave, and a step gives each of those that run a token.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -13,12 +12,15 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
+#include "model/batch_outlook.h"
 #include "model/batch_scheduler.h"
 #include "model/batch_stats.h"
 #include "model/generation.h"
 #include "model/kv_arena.h"
 #include "model/model.h"
 #include "model/sampler.h"
+#include "model/sequence_paths.h"
 
 namespace moerun {
 
@@ -28,10 +30,11 @@ struct BatchOptions {
   // Memory of all KV caches, see parse_kv_budget: a share is one of batch_size sequences that fill
   // the context, more is never taken. Empty: all of that, as far as half of the free memory goes.
   std::string kv_budget;
-  // Not off: twice batch_size sequences run, and a step decodes half of them (see BatchScheduler).
+  // Not off: twice batch_size sequences run, and a step decodes half of them (see BatchOutlook).
   ScheduleMode schedule = ScheduleMode::off;
-  std::filesystem::path predictor;  // its file, if they are scheduled
-  ExpectedModel expected;           // what it must be of
+  // The file of a predictor of experts, for scheduling, and for a cache with the policy predictive.
+  std::filesystem::path predictor;
+  ExpectedModel expected;  // what it must be of
 };
 
 // Of one sequence, a token of its text.
@@ -68,8 +71,6 @@ class BatchGeneration {
   BatchStats stats() const;
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   struct Entry {
     std::size_t number = 0;
     std::vector<std::int32_t> prompt;
@@ -85,6 +86,7 @@ class BatchGeneration {
   struct CacheTotals {
     std::uint64_t lookups = 0;
     std::uint64_t hits = 0;
+    std::uint64_t ready = 0;
     std::uint64_t bytes = 0;
   };
   // The next tokens of an entry's prompt.
@@ -114,12 +116,9 @@ class BatchGeneration {
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   std::optional<KvArena> arena_;
   std::vector<float> logits_;  // (capacity(), vocab_size)
-  std::optional<BatchScheduler> scheduler_;
-  // Of the round: the batches to come, by numbers; and what it took so far.
-  std::deque<std::vector<std::size_t>> batches_;
-  double round_seconds_ = 0;
-  std::size_t round_tokens_ = 0;
-  mutable std::mutex mutex_;  // guards the rest, and the arena
+  SteadyClock clock_;
+  std::unique_ptr<BatchOutlook> outlook_;  // null: nothing is predicted
+  mutable std::mutex mutex_;               // guards the rest, and the arena
   bool is_stepping_ = false;
   std::deque<Entry> waiting_;
   std::vector<Entry> running_;          // in a step changed by nobody, and read without the mutex

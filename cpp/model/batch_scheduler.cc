@@ -1,8 +1,6 @@
 #include "model/batch_scheduler.h"
 
 #include <algorithm>
-#include <chrono>
-#include <utility>
 
 #include "base/error.h"
 #include "model/routing_paths.h"
@@ -19,10 +17,6 @@ OnOffTrial::Params trial_params() {
   return params;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 }  // namespace
 
 ScheduleMode schedule_mode_from(const std::string& text) {
@@ -32,74 +26,22 @@ ScheduleMode schedule_mode_from(const std::string& text) {
   throw InvalidArgument(message("schedule: expected on, off or auto, found '", text, "'"));
 }
 
-BatchScheduler::BatchScheduler(const std::filesystem::path& predictor,
-                               const ExpectedModel& expected, std::unique_ptr<Backend> cpu,
-                               ScheduleMode mode)
-    : cpu_(std::move(cpu)),
-      predictor_(PathPredictor::open(predictor, expected, *cpu_)),
-      mode_(mode),
-      trial_(trial_params()) {}
+BatchScheduler::BatchScheduler(const SequencePaths& paths, ScheduleMode mode)
+    : paths_(paths), mode_(mode), trial_(trial_params()) {}
 
-void BatchScheduler::add(std::size_t sequence, std::span<const std::int32_t> tokens) {
-  // What lies further back has no say: every block looks back one window.
-  const PredictorShape& shape = predictor_->shape();
-  const std::size_t reach = shape.window * shape.num_blocks;
-  if (tokens.size() > reach) tokens = tokens.subspan(tokens.size() - reach);
-  sequences_.insert_or_assign(
-      sequence, Sequence{predictor_->make_state(),
-                         {tokens.begin(), tokens.end()},
-                         std::vector<std::uint64_t>(path_words(shape.num_outputs()))});
-}
-
-void BatchScheduler::append(std::size_t sequence, std::int32_t token) {
-  const auto found = sequences_.find(sequence);
-  if (found != sequences_.end()) found->second.new_tokens.push_back(token);
-}
-
-void BatchScheduler::remove(std::size_t sequence) { sequences_.erase(sequence); }
-
-void BatchScheduler::predict(std::span<const std::size_t> sequences) {
-  const PredictorShape& shape = predictor_->shape();
-  std::vector<Sequence*> changed;
-  std::vector<PathPredictor::Input> inputs;
-  for (const std::size_t number : sequences) {
-    Sequence& sequence = sequences_.at(number);
-    if (sequence.new_tokens.empty()) continue;
-    changed.push_back(&sequence);
-    inputs.push_back({&sequence.state, sequence.new_tokens});
-  }
-  if (inputs.empty()) return;
-  std::vector<float> probabilities(inputs.size() * shape.num_outputs());
-  predictor_->predict(inputs, probabilities);
-  for (std::size_t i = 0; i < changed.size(); ++i) {
-    set_likeliest(std::span(probabilities).subspan(i * shape.num_outputs(), shape.num_outputs()),
-                  shape.num_experts, shape.top_k, changed[i]->path);
-    changed[i]->new_tokens.clear();
-  }
-}
-
-std::vector<std::vector<std::size_t>> BatchScheduler::divide(std::span<const std::size_t> sequences,
-                                                             std::size_t batch_size) {
-  if (sequences.size() <= batch_size) return {{sequences.begin(), sequences.end()}};
+std::vector<std::vector<std::size_t>> BatchScheduler::divide(
+    std::span<const std::size_t> sequences) {
+  const double begin = clock_.now();
   const std::size_t first = (sequences.size() + 1) / 2;
-  ++stats_.rounds;
-  if (mode_ == ScheduleMode::automatic && !trial_.is_on()) {
-    return {{sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(first)},
-            {sequences.begin() + static_cast<std::ptrdiff_t>(first), sequences.end()}};
-  }
-  ++stats_.scheduled_rounds;
-  auto begin = std::chrono::steady_clock::now();
-  predict(sequences);
-  stats_.predict_seconds += seconds_since(begin);
-  begin = std::chrono::steady_clock::now();
-  const std::size_t num_words = path_words(predictor_->shape().num_outputs());
+  const std::size_t num_bits = paths_.shape().num_outputs();
+  const std::size_t num_words = path_words(num_bits);
   std::vector<std::uint64_t> words;
   words.reserve(sequences.size() * num_words);
   for (const std::size_t number : sequences) {
-    const auto& path = sequences_.at(number).path;
+    const auto path = paths_.path(number);
     words.insert(words.end(), path.begin(), path.end());
   }
-  const RoutingPaths paths{words, sequences.size(), predictor_->shape().num_outputs(), num_words};
+  const RoutingPaths paths{words, sequences.size(), num_bits, num_words};
   const std::size_t sizes[] = {first, sequences.size() - first};
   auto batches = split_batches(paths, sizes);
   std::vector<std::size_t> all(sequences.size());
@@ -112,7 +54,8 @@ std::vector<std::vector<std::size_t>> BatchScheduler::divide(std::span<const std
   for (auto& batch : batches) {
     for (std::size_t& index : batch) index = sequences[index];
   }
-  stats_.split_seconds += seconds_since(begin);
+  ++stats_.scheduled_rounds;
+  stats_.split_seconds += clock_.now() - begin;
   return batches;
 }
 

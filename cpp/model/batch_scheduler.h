@@ -2,20 +2,14 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <filesystem>
-#include <map>
-#include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "device/backend.h"
+#include "base/clock.h"
 #include "expert/on_off_trial.h"
 #include "model/batch_stats.h"
-#include "predict/path_predictor.h"
-#include "weights/model_config.h"
+#include "model/sequence_paths.h"
 
 namespace moerun {
 
@@ -25,44 +19,31 @@ enum class ScheduleMode { off, on, automatic };
 // "off", "on", "auto"; InvalidArgument for another text.
 ScheduleMode schedule_mode_from(const std::string& text);
 
-// Twice as many sequences run as a step decodes, in two batches that take turns. Before a round of
-// both, every sequence's experts are predicted from its tokens, and the batches are made anew. Not
-// thread-safe.
+// Twice as many sequences run as a step decodes, in two batches that take turns: a round. See
+// BatchOutlook. Not thread-safe.
 class BatchScheduler {
  public:
-  // Throws what PathPredictor::open throws.
-  BatchScheduler(const std::filesystem::path& predictor, const ExpectedModel& expected,
-                 std::unique_ptr<Backend> cpu, ScheduleMode mode);
+  // `paths`: of the sequences; it must outlive this.
+  BatchScheduler(const SequencePaths& paths, ScheduleMode mode);
 
-  // A sequence with these tokens begins; the next token of one; it ends.
-  void add(std::size_t sequence, std::span<const std::int32_t> tokens);
-  void append(std::size_t sequence, std::int32_t token);
-  void remove(std::size_t sequence);
-  void clear() { sequences_.clear(); }
-
-  // The batches of the next round, of nearly equal size and none above batch_size. `sequences`: all
-  // that run, in order of arrival; at most twice batch_size.
-  std::vector<std::vector<std::size_t>> divide(std::span<const std::size_t> sequences,
-                                               std::size_t batch_size);
+  void begin_round() { ++stats_.rounds; }
+  // Whether the next round is worth dividing, and not left in order of arrival.
+  bool is_on() const { return mode_ == ScheduleMode::on || trial_.is_on(); }
+  // Two batches of nearly equal size, of sequences that are predicted to use the same experts.
+  // `sequences`: at least two, predicted, in order of arrival.
+  std::vector<std::vector<std::size_t>> divide(std::span<const std::size_t> sequences);
   // The last round took so long for each token.
   void record(double token_seconds);
+  // Whether it compares rounds with and without: then nothing else should.
+  bool is_trying() const { return trial_.is_trying(); }
 
   ScheduleStats stats() const;
 
  private:
-  struct Sequence {
-    PathPredictor::State state;
-    std::vector<std::int32_t> new_tokens;  // that the predictor has not seen
-    std::vector<std::uint64_t> path;
-  };
-
-  void predict(std::span<const std::size_t> sequences);
-
-  std::unique_ptr<Backend> cpu_;
-  std::unique_ptr<PathPredictor> predictor_;
+  const SequencePaths& paths_;
   ScheduleMode mode_;
   OnOffTrial trial_;
-  std::map<std::size_t, Sequence> sequences_;
+  SteadyClock clock_;
   ScheduleStats stats_;
 };
 

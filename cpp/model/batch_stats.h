@@ -13,7 +13,6 @@ struct ScheduleStats {
   bool is_active = false;  // the last trial's outcome, or switched on
   std::uint64_t rounds = 0;
   std::uint64_t scheduled_rounds = 0;
-  double predict_seconds = 0;
   double split_seconds = 0;
   // Experts of all layers and both batches, summed over scheduled rounds: as they were predicted
   // for the batches that were made, and for batches in order of arrival.
@@ -21,6 +20,14 @@ struct ScheduleStats {
   std::uint64_t predicted_in_order = 0;
   double token_seconds_on = 0;  // of the last trial; 0: none yet
   double token_seconds_off = 0;
+};
+
+// Of predicting experts.
+struct PredictionStats {
+  bool is_there = false;
+  std::uint64_t predictions = 0;  // of several sequences each
+  double seconds = 0;             // that they took, partly beside steps
+  double waited_seconds = 0;      // for those, when the step was over
 };
 
 struct BatchStats {
@@ -42,10 +49,12 @@ struct BatchStats {
   // Of the expert cache, in these steps.
   std::uint64_t lookups = 0;
   std::uint64_t hits = 0;   // whole experts and top segments
+  std::uint64_t ready = 0;  // the same, and what was prefetched in time
   std::uint64_t bytes = 0;  // read from the slow tier
   std::size_t kv_budget_bytes = 0;
   std::size_t kv_used_bytes = 0;
   std::size_t kv_peak_bytes = 0;
+  PredictionStats prediction;
   ScheduleStats schedule;
 };
 

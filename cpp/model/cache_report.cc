@@ -17,6 +17,8 @@ void add_counters(Json& json, const CacheCounters& counters) {
   json["misses"] = counters.misses;
   json["hit_rate"] =
       ratio(static_cast<double>(counters.hits), static_cast<double>(counters.lookups));
+  json["ready_rate"] = ratio(static_cast<double>(counters.hits + counters.prefetch_useful),
+                             static_cast<double>(counters.lookups));
   json["prefetch_issued"] = counters.prefetch_issued;
   json["prefetch_useful"] = counters.prefetch_useful;
   json["prefetch_late"] = counters.prefetch_late;
@@ -89,6 +91,7 @@ Json cache_json(const CacheLayout& layout, const CacheStats& stats, const Window
   json["prefetch"] = name_of(layout.prefetch);
   json["prefetch_active"] = stats.is_prefetching;
   json["cache_active"] = stats.is_caching;
+  json["predictive_active"] = layout.is_pool ? Json(stats.is_predicting) : Json(nullptr);
   json["reason"] = reason_of(layout, stats);
   json["budget_bytes"] = layout.budget_bytes;
   json["total_expert_bytes"] = expert_bytes;

@@ -80,7 +80,9 @@ void Decoder::run(const Pass& pass) {
                  moment(pass));
   }
   if (cache_ != nullptr) cache_->begin_pass(pass.stream);
-  if (cache_ != nullptr && pass.is_decoding) cache_->begin_step(pass.sequences.size());
+  if (cache_ != nullptr && pass.is_decoding) {
+    cache_->begin_step(pass.sequences.size(), pass.forecasts);
+  }
   Workspace& space = pass.workspace;
   const std::size_t tokens = pass.token_ids.size();
   const auto scale = static_cast<float>(config_.embedding_multiplier);

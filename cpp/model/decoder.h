@@ -71,6 +71,7 @@ class Decoder {
     // In place of token_ids and first_position, of which the latter is then the largest that may
     // come. Of a single sequence.
     const InputOnDevice* input = nullptr;
+    ForecastSource* forecasts = nullptr;  // of a decoding pass's experts, for the cache
 
     const Sequence& only_sequence() const { return sequences.front(); }
     bool is_batch() const { return sequences.size() > 1; }

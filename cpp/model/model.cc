@@ -174,7 +174,7 @@ Reconfiguration Model::reconfigure(const std::string& plan, const std::string& p
   }
   ExpertCacheOptions options = options_.experts;
   options.budget.clear();
-  options.policy.clear();
+  if (!cache_->layout().is_pool) options.policy.clear();
   options.split.clear();
   options.plan = plan;
   options.plan_text = plan_text;

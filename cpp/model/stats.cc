@@ -26,14 +26,22 @@ std::string hex(std::uint64_t value) {
 
 double mean(double sum, double count) { return count > 0 ? sum / count : 0; }
 
+Json ms(double seconds) { return seconds > 0 ? Json(1e3 * seconds) : Json(nullptr); }
+
+Json prediction_json(const PredictionStats& prediction) {
+  if (!prediction.is_there) return nullptr;
+  const auto count = static_cast<double>(prediction.predictions);
+  return {{"predictions", prediction.predictions},
+          {"ms", ms(mean(prediction.seconds, count))},
+          {"waited_ms", ms(mean(prediction.waited_seconds, count))}};
+}
+
 Json schedule_json(const ScheduleStats& schedule) {
   if (!schedule.is_there) return nullptr;
   const auto rounds = static_cast<double>(schedule.scheduled_rounds);
-  const auto ms = [](double seconds) { return seconds > 0 ? Json(1e3 * seconds) : Json(nullptr); };
   return {{"active", schedule.is_active},
           {"rounds", schedule.rounds},
           {"scheduled_rounds", schedule.scheduled_rounds},
-          {"predict_ms", ms(mean(schedule.predict_seconds, rounds))},
           {"split_ms", ms(mean(schedule.split_seconds, rounds))},
           {"predicted_experts", mean(static_cast<double>(schedule.predicted_experts), rounds)},
           {"predicted_in_order", mean(static_cast<double>(schedule.predicted_in_order), rounds)},
@@ -71,8 +79,12 @@ Json batch_json(const std::optional<BatchStats>& batch) {
           {"hit_rate", batch->lookups > 0 ? Json(static_cast<double>(batch->hits) /
                                                  static_cast<double>(batch->lookups))
                                           : Json(nullptr)},
+          {"ready_rate", batch->lookups > 0 ? Json(static_cast<double>(batch->ready) /
+                                                   static_cast<double>(batch->lookups))
+                                            : Json(nullptr)},
           {"bytes_per_token",
            decoded > 0 ? Json(static_cast<double>(batch->bytes) / decoded) : Json(nullptr)},
+          {"prediction", prediction_json(batch->prediction)},
           {"schedule", schedule_json(batch->schedule)},
           {"kv_cache",
            {{"budget_bytes", batch->kv_budget_bytes},

@@ -205,7 +205,7 @@ def _scheduling(
     if schedule is not False and schedule is not True and schedule != "auto":
         raise InvalidArgumentError(f'schedule must be True, False or "auto", not {shown(schedule)}')
     names = {True: "on", False: "off", "auto": "auto"}
-    if schedule is False or predictor is None:  # which the runtime refuses, unless it is off
+    if predictor is None:  # which the runtime refuses, unless it is off
         nothing = {"predictor": "", "model_id": "", "tokenizer_hash": ""}
         return {"schedule": names[schedule], **nothing}
     from moerun.predictor.inference import ModelFacts

@@ -48,7 +48,7 @@ def test_scheduled_texts_are_those_of_each_prompt(
     if schedule is True:
         assert stats["schedule"]["scheduled_rounds"] == stats["schedule"]["rounds"]
         assert stats["schedule"]["predicted_experts"] <= stats["schedule"]["predicted_in_order"]
-        assert stats["schedule"]["predict_ms"] > 0
+        assert stats["prediction"]["ms"] > 0
 
 
 @pytest.mark.parametrize("cache", [{"policy": "lru"}, {"policy": "lcp", "split": 0.5}])

@@ -36,7 +36,7 @@ _OPTIONS = (
         "--policy",
         cls=GroupedOption,
         group=_GROUP,
-        type=click.Choice(["off", "lru", "lfu", "lcp", "static"]),
+        type=click.Choice(["off", "lru", "lfu", "lcp", "static", "predictive"]),
         help="Which expert makes room for another; off keeps none.  [default: lcp]",
     ),
     click.option(

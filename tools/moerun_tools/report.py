@@ -51,11 +51,19 @@ def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> 
     if batch["active_experts"] is not None:
         step.insert(0, f"{batch['active_experts']:.1f} active experts a layer and step")
     if batch["hit_rate"] is not None:
-        step.append(f"{100 * batch['hit_rate']:.1f} % hits")
+        hits = f"{100 * batch['hit_rate']:.1f} % hits"
+        if batch["ready_rate"] > batch["hit_rate"]:
+            hits += f" ({100 * batch['ready_rate']:.1f} % with what was read ahead in time)"
+        step.append(hits)
         step.append(f"{as_bytes(batch['bytes_per_token'])} read a token")
     lines = [", ".join(parts), ", ".join(step)]
     if (schedule := batch["schedule"]) is not None and schedule["rounds"]:
         lines.append(_schedule_line(schedule))
+    if (prediction := batch["prediction"]) is not None and prediction["ms"] is not None:
+        lines.append(
+            f"experts predicted {prediction['predictions']} times, {prediction['ms']:.2g} ms each, "
+            f"of which steps waited for {prediction['waited_ms'] or 0:.2g}"
+        )
     return lines
 
 
@@ -64,10 +72,9 @@ def _schedule_line(schedule: dict[str, Any]) -> str:
     text = f"scheduled {schedule['scheduled_rounds']} of {schedule['rounds']} rounds of two batches"
     if schedule["predicted_in_order"]:
         saved = 1 - schedule["predicted_experts"] / schedule["predicted_in_order"]
-        overhead = (schedule["predict_ms"] or 0) + (schedule["split_ms"] or 0)
         text += (
             f": {100 * saved:.1f} % fewer experts predicted than in order of arrival, "
-            f"{overhead:.1f} ms a round"
+            f"{schedule['split_ms'] or 0:.1f} ms to divide each"
         )
     if schedule["token_ms_on"] is not None:
         outcome = "stays on" if schedule["active"] else "is switched off"
