@@ -176,6 +176,10 @@ void ExpertCache::look_up_in_pool(LayerState& layer, ExpertLease& lease,
     item.transfer = std::move(held.transfer);
     lease.items_.push_back(std::move(item));
   }
+  if (!is_predicting()) {  // guesses of this layer are of no use any more, right or wrong
+    expected_.clear();
+    drop_unused(index);
+  }
   if (lease.mode_ == AccessMode::prefill) return;
   window_.record(index, experts, num_hits);
   next_use_->run(index, experts);
@@ -193,8 +197,6 @@ void ExpertCache::admit_to_pool(LayerState& layer, ExpertLease& lease) {
     if (lease.layer_index_ + 1 == layers_.size()) list_expected();
     return;
   }
-  expected_.clear();
-  drop_unused(lease.layer_index_);
   std::vector<std::size_t> others = pool_->used_experts(lease.layer_index_);
   std::size_t num_kept = others.size();
   for (const auto& item : lease.items_) num_kept += item.was_held ? 1 : 0;

@@ -178,6 +178,23 @@ TEST("policy predictive: prompts leave no layer more than its slots, and room to
   CHECK_EQ(cache.residents()[1].size(), std::size_t{9});
 }
 
+TEST("policy predictive: guesses about a layer end when it is there, also for a prompt") {
+  ExpertCacheOptions options = predictive(budget_of(7), "on");
+  options.pool_trial = short_trial(1000);
+  PatternCache pattern(options);
+  ExpertCache& cache = pattern.cache();
+  const Token token = {{0, 1, 2}, {0, 1, 2}};
+  fall_back(pattern, token);
+  decode(pattern, token, nullptr, 0.001);
+  cache.prefetch(1, Experts{4, 5, 6, 7, 8, 9});  // more than there is room for
+  const std::uint64_t issued = cache.stats().layers[0].prefetch_issued;
+  CHECK(issued >= 3 && issued < 6);
+  pattern.use(1, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, AccessMode::prefill);
+  CHECK_EQ(cache.stats().layers[0].prefetch_issued, issued);
+  cache.measure_transfers(1, Experts{0}, 0);
+  check_counters_with_nothing_held(cache);
+}
+
 TEST("policy predictive: layers share memory, and a cycle that lru always loses is known ahead") {
   std::vector<Token> cycle;
   for (std::size_t i = 0; i < 9; i += 3) cycle.push_back({{i, i + 1, i + 2}, {i, i + 1, i + 2}});
