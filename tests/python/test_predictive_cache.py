@@ -101,14 +101,15 @@ def test_texts_of_a_batch_with_a_predictor_are_those_of_each_prompt(
 ):
     with load(smallest if budget == "smallest" else budget, prefetch=prefetch) as model:
         options = {"batch_size": batch_size, "predictor": predictor, "schedule": schedule}
-        for _ in range(2):
+        for is_first in (True, False):
             batch = model.generate_batch(prompts, max_new_tokens=NEW_TOKENS, **options)
             assert texts_of(batch) == alone
             stats = model.stats()
-        check_counters(stats)
-        prediction = stats["batch"]["prediction"]
-        assert prediction["predictions"] > 0
-        assert prediction["ms"] > 0
+            check_counters(stats)
+            prediction = stats["batch"]["prediction"]
+            if is_first:  # later it may have measured slower
+                assert prediction["predictions"] > 0
+                assert prediction["ms"] > 0
         assert 0 <= stats["batch"]["hit_rate"] <= stats["batch"]["ready_rate"] <= 1
         assert (stats["batch"]["schedule"] is None) == (schedule is False)
 
