@@ -239,7 +239,8 @@ class BatchControl:
                 "2GiB", or a share of what `batch_size` sequences take that fill the context.
                 Sequences for which there is no room wait. None for as much as can be needed, but
                 no more than half of the free memory.
-            predictor: a file of `moerun.predictor.train` for this model, which scheduling needs.
+            predictor: a file of `moerun.predictor.train` for this model, for scheduling, and for a
+                model that was loaded with the policy "predictive".
             schedule: True: twice `batch_size` sequences run, and half of them, those that are
                 predicted to use the same experts, decode in a step; False: no such thing; "auto":
                 for as long as it is not slower than the order of arrival. None for "auto" with a
