@@ -14,9 +14,6 @@ constexpr double kLikely = 0.7;
 // What waits further back would only take the place of experts that may yet be used.
 constexpr std::size_t kFewest = 4;
 constexpr std::size_t kTogether = 2;
-// So many layers sooner may be needed what makes room for the layers that come next: the expert
-// that is read in its place stays instead.
-constexpr double kAhead = 1;
 
 std::size_t num_together(const CacheLayout& layout) { return std::max(kFewest, layout.top_k); }
 
@@ -112,7 +109,7 @@ bool ExpertCache::make_room_for_demand(const ExpertLease& lease, std::size_t exp
 // of others only as far as reading further ahead has paid.
 bool ExpertCache::make_room_ahead(ExpertPool::Place place) {
   if (pool_->num_unused() < depth_) return make_room(next_use_->moment(place.layer, place.expert));
-  return make_room(next_use_->moment_after(place.layer, place.expert) - kAhead);
+  return make_room(next_use_->moment_after(place.layer, place.expert));
 }
 
 // Lets go of what will be used last, if that is after `moment`. Where the policy decides, only
