@@ -286,7 +286,7 @@ def sequences_of(trace: Trace) -> Iterator[SequenceRouting]:
 
 def _scheduling(
     directory: Path, predictor: str | os.PathLike[str] | None, schedule: bool | None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Return the predictor and the schedule as the native module takes them."""
     if schedule is None:
         schedule = predictor is not None

@@ -21,7 +21,11 @@ COSTS = SimulationCosts(
     attention_s=1e-3, moe_s=2e-3, prompt_s=5e-4, head_s=4e-3, link_bytes_per_s=1e9
 )
 SIZES = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
-TEXTS = ["def read_file(path):\n    with", "NAME\n       ls - list directory contents", "import os\n"]
+TEXTS = [
+    "def read_file(path):\n    with",
+    "NAME\n       ls - list directory contents",
+    "import os\n",
+]
 LENGTHS = (9, 14, 5, 20, 12, 7, 16, 3, 11, 18)  # new tokens, so that texts join and leave
 PROMPT = 6
 
@@ -218,9 +222,7 @@ def domains():
     random = np.random.default_rng(0)
 
     def sequence(domain):
-        experts = [
-            [16 * domain + random.permutation(16)[:4] for _ in range(40)] for _ in range(8)
-        ]
+        experts = [[16 * domain + random.permutation(16)[:4] for _ in range(40)] for _ in range(8)]
         tokens = np.full(40, 7 if domain == 0 else 2000, np.int32)
         return SequenceRouting(np.array(experts, np.uint16), tokens)
 

@@ -24,8 +24,7 @@ Examples:
   moe-plan simulate --trace t.safetensors --budget 25% --link-gb-per-s 1.5 --token-ms 2
   moe-plan simulate --trace t.safetensors --plan plan.json --prefetch on --costs costs.json
   moe-plan simulate --trace t.safetensors --budget 25% --policy belady --costs costs.json --json
-  moe-plan simulate --trace t.safetensors --budget 25% --policy predictive --batch-size 16 \
-    --predictor predictor.safetensors --schedule on --costs costs.json
+  moe-plan simulate --trace t.safetensors --budget 25% --batch-size 16 --predictor p.safetensors
 """
 
 
@@ -91,8 +90,8 @@ Examples:
     "Batch",
     "--schedule",
     type=click.Choice(["on", "off"]),
-    help="Decode those together that are predicted to use the same experts. There is no auto, which "
-    "compares measured times.  [default: on with --predictor]",
+    help="Decode those together that are predicted to use the same experts. There is no auto, "
+    "which compares measured times.  [default: on with --predictor]",
 )
 @cost_options
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object.")
