@@ -124,7 +124,7 @@ void BatchOutlook::begin_step(bool wants_forecast) {
 void BatchOutlook::predict(std::span<const std::size_t> sequences) {
   if (paths_->are_predicted(sequences)) return;
   const double begin = clock_.now();
-  paths_->predict(sequences);
+  stats_.sequences += paths_->predict(sequences);
   ++stats_.predictions;
   stats_.seconds += clock_.now() - begin;
 }

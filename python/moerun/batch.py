@@ -74,7 +74,7 @@ class Batch(Iterator[BatchResult]):
             model._open(),
             batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
             kv_budget="" if kv_budget is None else size_text("kv_budget", kv_budget, 1),
-            **_scheduling(model, predictor, schedule),
+            **scheduling_options(model.path, predictor, schedule),
         )
         self._running: dict[int, _Running] = {}
         self._ended: list[BatchResult] = []
@@ -197,9 +197,16 @@ class Batch(Iterator[BatchResult]):
         )
 
 
-def _scheduling(
-    model: Model, predictor: str | os.PathLike[str] | None, schedule: Schedule | None
+def scheduling_options(
+    model: str | os.PathLike[str],
+    predictor: str | os.PathLike[str] | None,
+    schedule: Schedule | None,
 ) -> dict[str, str]:
+    """Return the predictor and the schedule of a batch as the native module takes them.
+
+    Raises:
+        InvalidArgumentError: one of them has the wrong type.
+    """
     if schedule is None:
         schedule = "auto" if predictor is not None else False
     if schedule is not False and schedule is not True and schedule != "auto":
@@ -210,7 +217,7 @@ def _scheduling(
         return {"schedule": names[schedule], **nothing}
     from moerun.predictor.inference import ModelFacts
 
-    facts = ModelFacts(model.path)
+    facts = ModelFacts(model)
     return {
         "schedule": names[schedule],
         "predictor": check_str("predictor", str(Path(os.fspath(predictor)).expanduser())),
