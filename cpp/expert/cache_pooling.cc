@@ -42,16 +42,16 @@ void ExpertCache::begin_pool_step(ForecastSource* forecasts) {
   knows_paths_ = forecasts_ != nullptr;
   if (!is_predicting()) return;
   list_expected();
-  listen();
+  if (listen()) prefetch_into_pool();
 }
 
 // Whether there is news of the step.
-void ExpertCache::listen() {
+bool ExpertCache::listen() {
   auto forecast = forecasts_ != nullptr ? forecasts_->poll() : std::nullopt;
-  if (!forecast) return;
+  if (!forecast) return false;
   next_use_->expect(std::move(*forecast));
   list_expected();
-  prefetch_into_pool();
+  return true;
 }
 
 void ExpertCache::follow_defence() {
@@ -76,8 +76,13 @@ void ExpertCache::list_expected() {
   for (const auto& [moment, place] : expected) candidates_.push_back(place);
 }
 
+// What has failed is read again when it is needed; if that fails too, it is reported.
+void ExpertCache::look_at_pool() {
+  for (const ExpertPool::Place& place : pool_->look(*engine_)) let_go(place);
+}
+
 void ExpertCache::prefetch_into_pool() {
-  pool_->look(*engine_);
+  look_at_pool();
   while (!candidates_.empty() && !has_waiting_demand_ &&
          pool_->num_on_the_way() < num_together(layout_)) {
     const ExpertPool::Place place = candidates_.back();
@@ -158,7 +163,7 @@ void ExpertCache::drop_unused(std::optional<std::size_t> layer_index) {
 
 void ExpertCache::look_up_in_pool(LayerState& layer, ExpertLease& lease,
                                   std::span<const std::size_t> experts) {
-  pool_->look(*engine_);
+  look_at_pool();
   const std::size_t index = lease.layer_index_;
   leased_layer_index_ = index;
   std::size_t num_hits = 0;
@@ -221,15 +226,14 @@ void ExpertCache::finish_pooled(const ExpertLease& lease, ExpertLease::Item& ite
   LayerState& layer = layers_[lease.layer_index_];
   bool stays = item.stays;
   if (lease.mode_ == AccessMode::prefill) {
-    // A prompt streams through what is free, and leaves the ring that a token needs.
-    const std::size_t slots = layout_.layers[lease.layer_index_].num_slots;
+    // A prompt streams through what is free, and leaves the ring that a token needs. What it found
+    // here comes back: no layer may end up with more than its slots.
+    std::size_t num_kept = pool_->used_experts(lease.layer_index_).size();
+    for (const auto& each : lease.items_) num_kept += each.was_held && !each.is_finished ? 1 : 0;
     stays = item.was_held || (ring_->num_free() > layout_.top_k &&
-                              pool_->used_experts(lease.layer_index_).size() < slots);
+                              num_kept < layout_.layers[lease.layer_index_].num_slots);
   }
-  if (!stays) {
-    if (item.was_held) note(CacheEventKind::evict, layer, item.expert);
-    return;
-  }
+  if (!stays) return;
   if (!item.was_held) note(CacheEventKind::insert, layer, item.expert);
   pool_->hold({lease.layer_index_, item.expert},
               {std::move(item.transfer), /*is_used=*/true, /*is_there=*/true});

@@ -113,9 +113,10 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
   const std::lock_guard lock(stats_mutex_);
   LayerState& state = layers_[lease->layer_index_];
   const bool uses_slots = mode == AccessMode::prefill || defence_.wants_slots();
+  bool has_news = false;
   if (pool_) {
     follow_defence();
-    listen();
+    has_news = listen();
     look_up_in_pool(state, *lease, experts);
     if (mode == AccessMode::decode) admit_to_pool(state, *lease);
   } else {
@@ -131,6 +132,7 @@ std::unique_ptr<ExpertLease> ExpertCache::acquire(std::size_t layer,
     if (item.first_record == state.num_records || item.transfer || has_waiting_demand_) continue;
     has_waiting_demand_ = !start(state, *lease, item);
   }
+  if (has_news) prefetch_into_pool();  // after what is needed at once
   return lease;
 }
 
@@ -210,7 +212,9 @@ void ExpertCache::drop_all_prefetched() {
   const std::lock_guard lock(stats_mutex_);
   expected_.clear();
   for (const Prefetched& prefetched : std::exchange(prefetched_, {})) drop_prefetched(prefetched);
-  if (pool_) drop_unused(std::nullopt);
+  if (!pool_) return;
+  candidates_.clear();
+  drop_unused(std::nullopt);
 }
 
 void ExpertCache::take_slot(LayerState& layer, ExpertLease::Item& item, std::size_t slot) {

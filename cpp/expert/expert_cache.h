@@ -146,7 +146,8 @@ class ExpertCache {
 
   // Moves the parts from `first_record` on of these experts of a layer into the ring, asked for all
   // at once as a layer's demand is, waits for them, and forgets them; what was prefetched is
-  // dropped first. While no lease is held, after begin_pass(). Counts nowhere. Throws what reading
+  // dropped first, and with the policy predictive all experts are: they are in the ring. While no
+  // lease is held, after begin_pass(). Counts nowhere. Throws what reading
   // threw, InvalidArgument for more experts than the ring holds or a record that is not there, and
   // what `while_waiting` (may be empty) throws.
   TransferTiming measure_transfers(std::size_t layer, std::span<const std::size_t> experts,
@@ -228,7 +229,7 @@ class ExpertCache {
   // Of the policy predictive; cache_pooling.cc. Guarded all of them.
   bool is_predicting() const;
   void begin_pool_step(ForecastSource* forecasts);
-  void listen();
+  bool listen();
   void follow_defence();
   void empty_pool();
   void look_up_in_pool(LayerState& layer, ExpertLease& lease, std::span<const std::size_t> experts);
@@ -242,6 +243,7 @@ class ExpertCache {
   void finish_pooled(const ExpertLease& lease, ExpertLease::Item& item);
   void trim_pool();
   void list_expected();
+  void look_at_pool();
   void prefetch_into_pool();
   void adopt_prefetched(std::size_t layer_index, ExpertLease& lease);
   void admit(LayerState& layer, ExpertLease& lease, bool uses_slots);

@@ -51,19 +51,18 @@ std::vector<ExpertPool::Place> ExpertPool::unused() const {
   return places;
 }
 
-void ExpertPool::look(TransferEngine& engine) {
+std::vector<ExpertPool::Place> ExpertPool::look(TransferEngine& engine) {
+  std::vector<Place> failed;
   std::erase_if(on_the_way_, [&](const Place& place) {
     Held& held = at(place);
     try {
       held.is_there = engine.is_complete(*held.transfer);
-      return held.is_there;
     } catch (const std::exception&) {
-      // Read again when it is needed; if that fails too, it is reported.
-      held = {};
-      --num_unused_;
-      return true;
+      failed.push_back(place);
     }
+    return held.is_there;
   });
+  return failed;
 }
 
 std::optional<ExpertPool::Place> ExpertPool::last_needed(const NextUse& next_use) const {

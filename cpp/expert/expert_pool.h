@@ -37,8 +37,8 @@ class ExpertPool {
 
   // Read ahead and on its way, as far as anybody has looked.
   std::size_t num_on_the_way() const { return on_the_way_.size(); }
-  // Looks which of those have come; what has failed is let go.
-  void look(TransferEngine& engine);
+  // Looks which of those have come. Returns those that have failed, which are good for nothing.
+  std::vector<Place> look(TransferEngine& engine);
 
   // What will be used last of all; while others are held, none that is on its way.
   std::optional<Place> last_needed(const NextUse& next_use) const;

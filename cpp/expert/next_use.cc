@@ -40,9 +40,10 @@ void NextUse::expect(PathForecast forecast) {
 }
 
 void NextUse::expect(std::size_t layer, std::span<const std::size_t> experts) {
-  if (now_.empty()) now_.assign(frequency_.begin(), frequency_.end());
+  std::vector<float>& known = has_run_[layer] ? next_ : now_;
+  if (known.empty()) known.assign(frequency_.begin(), frequency_.end());
   for (const std::size_t expert : experts) {
-    float& chance = now_[layer * num_experts_ + expert];
+    float& chance = known[layer * num_experts_ + expert];
     chance = std::max(chance, kNamed);
   }
 }

@@ -34,7 +34,8 @@ class NextUse {
   void begin_step();
   // What is not known is as likely as it was in the last steps. InvalidArgument for another length.
   void expect(PathForecast forecast);
-  // This step will use these experts of a layer, as far as one can tell.
+  // The layer's next turn, in this step or in the next one, will use these experts, as far as one
+  // can tell.
   void expect(std::size_t layer, std::span<const std::size_t> experts);
   // The step has come to a layer, and uses these experts of it.
   void run(std::size_t layer, std::span<const std::size_t> experts);

@@ -39,17 +39,16 @@ TransferTiming ExpertCache::measure_transfers(std::size_t layer,
     throw InvalidArgument(
         message("experts: expected 0 to ", state.slot_of_expert.size() - 1, ", found ", expert));
   }
-  settle_transfers();  // the link is idle
-  if (pool_) {
-    const std::lock_guard lock(stats_mutex_);
-    empty_pool();
-  }
-
   const std::size_t blocks = (state.num_records - first_record + state.block_records - 1) /
                              std::max<std::size_t>(1, state.block_records);
   if (blocks * experts.size() > layout_.num_blocks) {
     throw InvalidArgument(message("experts: the staging ring holds only ",
                                   layout_.num_blocks / blocks, " of these ", experts.size()));
+  }
+  settle_transfers();  // the link is idle
+  if (pool_) {
+    const std::lock_guard lock(stats_mutex_);
+    empty_pool();
   }
   wait_for_empty_ring(while_waiting);
 

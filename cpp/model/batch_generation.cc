@@ -87,6 +87,7 @@ void BatchGeneration::end_all() noexcept {
   cancelled_.clear();
   if (outlook_) outlook_->clear();
   is_stepping_ = false;
+  resume_trials();
   try {
     model_->publish(guarded_stats());
   } catch (...) {  // only what is told is lost
@@ -191,6 +192,7 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
 void BatchGeneration::end_step(std::vector<BatchToken>& tokens) {
   const std::lock_guard lock(mutex_);
   is_stepping_ = false;
+  resume_trials();
   if (outlook_) {
     stats_.schedule = outlook_->schedule_stats();
     stats_.prediction = outlook_->stats();
@@ -265,6 +267,11 @@ std::vector<BatchGeneration::Entry*> BatchGeneration::next_batch() {
     return std::find(numbers.begin(), numbers.end(), entry->number) == numbers.end();
   });
   return batch;
+}
+
+// Only the batch's own steps are no place for them.
+void BatchGeneration::resume_trials() noexcept {
+  if (outlook_ && model_->cache_) model_->cache_->pause_trials(false);
 }
 
 // Leaves the logits of every piece that ends its prompt, or is a decoded token, in logits_.

@@ -96,6 +96,7 @@ class BatchGeneration {
                    std::vector<BatchToken>& tokens);
   void run_step(const Checkpointer& between_layers, std::vector<BatchToken>& tokens);
   std::vector<Entry*> next_batch();
+  void resume_trials() noexcept;
   std::size_t capacity() const;
   void run_pass(std::span<const Piece> pieces, bool is_decoding,
                 const Checkpointer& between_layers);

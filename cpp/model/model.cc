@@ -174,7 +174,8 @@ Reconfiguration Model::reconfigure(const std::string& plan, const std::string& p
   }
   ExpertCacheOptions options = options_.experts;
   options.budget.clear();
-  if (!cache_->layout().is_pool) options.policy.clear();
+  // A plan says the policy, but for one that goes with any plan.
+  options.policy = cache_->layout().is_pool ? cache_->layout().policy : "";
   options.split.clear();
   options.plan = plan;
   options.plan_text = plan_text;

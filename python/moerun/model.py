@@ -85,8 +85,9 @@ class Model(CacheControl, BatchControl):
                 "500MB" or "25%" (of all experts). None for all that fits in free memory. When
                 not every expert fits, the rest is read from the model's files as it is needed.
             policy: which expert makes room for another: "lcp", "lru", "lfu" or "static"; "off"
-                keeps none; "predictive" looks ahead, best with a predictor (`batch`). None for
-                "lcp", or what the plan says.
+                keeps none. "predictive": the one that is expected to be used last, whatever its
+                layer; best with a predictor (see `batch`), and the only one that goes with a plan
+                of another policy. None for "lcp", or what the plan says.
             split: share of a cached expert that stays in memory, from 0 to 1: one number, or one
                 per layer with experts. None for 1: whole experts.
             prefetch: read what the next layer will probably need: True, False, or "auto" for as

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -30,6 +33,7 @@ class PatternExperts : public ExpertStore {
       reads_until_failure = 0;  // and goes on failing
       throw FileError("injected: the disk has a bad day");
     }
+    if (delay_us > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay_us));
     const std::size_t record_bytes = weights_.layers[read.id.layer].record_bytes();
     const RecordRun& run = read.runs[piece];
     for (std::size_t i = 0; i < run.num_records; ++i) {
@@ -43,6 +47,7 @@ class PatternExperts : public ExpertStore {
   bool is_direct() const override { return true; }
 
   mutable std::atomic<int> reads_until_failure{-1};  // -1: never
+  std::atomic<int> delay_us{0};                      // of every piece
 
  private:
   const ModelWeights& weights_;
@@ -51,29 +56,31 @@ class PatternExperts : public ExpertStore {
 // Layers 1 and 2 of three have experts, 10 of 72 records each.
 class PatternCache {
  public:
-  explicit PatternCache(const std::string& plan_text, ModelOptions options = {})
-      : plan_(plan_model(write_small_model(folder_, {}), options)),
-        store_(*plan_.weights),
-        stream_(plan_.backend->make_stream()),
-        cache_(*plan_.weights, layout(plan_text), &store_, nullptr, options.experts, nullptr,
-               *plan_.backend) {
-    cache_.begin_pass(*stream_);
-  }
+  explicit PatternCache(const std::string& plan_text, const ModelOptions& options = {})
+      : PatternCache(options, planned(options.experts, plan_text)) {}
+  // Any policy and budget.
+  explicit PatternCache(const ExpertCacheOptions& experts) : PatternCache({}, experts) {}
 
-  CacheLayout layout(const std::string& plan_text) const {
-    ExpertCacheOptions options;
-    options.plan = "plan";
-    options.plan_text = plan_text;
+  CacheLayout layout(const std::string& plan_text, const std::string& policy = "") const {
+    ExpertCacheOptions options = planned({}, plan_text);
+    options.policy = policy;
     return make_cache_layout(*plan_.weights, kTopK, options, 0);
   }
 
-  // Asks a layer for experts, and checks every byte of them.
-  void use(std::size_t layer, const std::vector<std::size_t>& experts, AccessMode mode) {
+  // Asks a layer for experts, and checks every byte of them. `after_asking` runs when the lease is
+  // there and nothing has been taken from it.
+  void use(std::size_t layer, const std::vector<std::size_t>& experts, AccessMode mode,
+           const std::function<void()>& after_asking = {}) {
     const auto lease = cache_.acquire(layer, experts, mode);
+    if (after_asking) after_asking();
     std::vector<std::size_t> seen(10, 0);
     std::vector<Segment> segments;
     const std::size_t record_bytes = plan_.weights->layers[layer].record_bytes();
-    while (lease->next(segments)) {
+    int waits = 0;
+    const auto while_waiting = [&] {  // every tenth of a second
+      if (++waits > 100) fail(__FILE__, __LINE__, "nothing has come for ten seconds");
+    };
+    while (lease->next(segments, while_waiting)) {
       for (const Segment& segment : segments) {
         CHECK_EQ(segment.first_record, seen[segment.expert]);
         seen[segment.expert] += segment.num_records;
@@ -87,6 +94,9 @@ class PatternCache {
     }
     for (const std::size_t expert : experts) CHECK_EQ(seen[expert], std::size_t{72});
   }
+
+  // Before every one that a step or a call before may have left unfinished.
+  void begin_pass() { cache_.begin_pass(*stream_); }
 
   void decode(const std::vector<std::vector<std::size_t>>& experts) {
     cache_.begin_step(1);
@@ -118,6 +128,20 @@ class PatternCache {
   static inline const std::vector<std::size_t> kLayers = {1, 2};
 
  private:
+  PatternCache(const ModelOptions& options, const ExpertCacheOptions& experts)
+      : plan_(plan_model(write_small_model(folder_, {}), options)),
+        store_(*plan_.weights),
+        stream_(plan_.backend->make_stream()),
+        cache_(*plan_.weights, make_cache_layout(*plan_.weights, kTopK, experts, 0), &store_,
+               nullptr, experts, nullptr, *plan_.backend) {
+    begin_pass();
+  }
+  static ExpertCacheOptions planned(ExpertCacheOptions options, const std::string& plan_text) {
+    options.plan = "plan";
+    options.plan_text = plan_text;
+    return options;
+  }
+
   TempFolder folder_;
   ModelPlan plan_;
   PatternExperts store_;
@@ -132,9 +156,10 @@ struct PlanLayer {
 };
 
 inline std::string plan_text(const std::vector<PlanLayer>& layers,
-                             const std::string& policy = "lcp") {
-  std::string text =
-      R"({"version": 1, "budget_bytes": 1000000000, "policy": ")" + policy + R"(", "layers": [)";
+                             const std::string& policy = "lcp",
+                             std::size_t budget_bytes = 1'000'000'000) {
+  std::string text = message(R"({"version": 1, "budget_bytes": )", budget_bytes, R"(, "policy": ")",
+                             policy, R"(", "layers": [)");
   for (std::size_t i = 0; i < layers.size(); ++i) {
     text += message(i == 0 ? "" : ", ", R"({"layer": )", i + 1, R"(, "slots": )", layers[i].slots,
                     R"(, "split": )", layers[i].split, layers[i].more, "}");

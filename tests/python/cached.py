@@ -60,19 +60,21 @@ def assert_adds_up(cache, sizes):
     assert len(layers) == sizes["num_moe_layers"]
     assert cache["arena_bytes"] == cache["slot_bytes"] + cache["ring_bytes"]
     assert cache["arena_bytes"] <= cache["budget_bytes"]
-    for name in set(total) - {"hit_rate"}:
+    for name in set(total) - {"hit_rate", "ready_rate"}:
         assert total[name] == pytest.approx(sum(layer[name] for layer in layers))
     assert total["lookups"] == cache["decode_tokens"] * len(layers) * sizes["top_k"]
     for counters in (total, *layers):
         lookups = counters["lookups"]
         assert counters["hits"] + counters["top_hits"] + counters["misses"] == lookups
         assert counters["hit_rate"] == (counters["hits"] / lookups if lookups else None)
+        ready = counters["hits"] + counters["prefetch_useful"]
+        assert counters["ready_rate"] == (ready / lookups if lookups else None)
         ended = sum(counters[f"prefetch_{end}"] for end in ("useful", "late", "wasted"))
         assert ended <= counters["prefetch_issued"]
         assert counters["stalled_s"] >= 0
     for layer in layers:
         assert layer["top_hits" if layer["split"] == 1 else "hits"] == 0
-        if layer["slots"] == 0:
+        if layer["slots"] == 0 and cache["policy"] != "predictive":
             assert layer["hits"] == layer["top_hits"] == 0
 
 

@@ -30,6 +30,7 @@ def sizes(default_path):
         ({"expert_budget": 123456}, {"expert_budget": "123456"}),
         ({"expert_budget": np.int64(7)}, {"expert_budget": "7"}),
         ({"policy": "lru"}, {"policy": "lru"}),
+        ({"policy": "predictive"}, {"policy": "predictive"}),
         ({"split": 0.4}, {"split": [0.4]}),
         ({"split": 1}, {"split": [1.0]}),
         ({"split": np.float32(0.5)}, {"split": [0.5]}),
@@ -114,6 +115,7 @@ def test_a_bad_split_of_a_layer_is_named_by_its_index():
         ({"policy": "off", "split": 0.5}, "split.*off"),
         ({"policy": "off", "prefetch": True}, "prefetch.*off"),
         ({"policy": "static"}, "static.*plan"),
+        ({"policy": "predictive", "split": 1}, "split.*predictive"),
     ],
     ids=str,
 )
