@@ -166,6 +166,7 @@ void ExpertCache::look_up_in_pool(LayerState& layer, ExpertLease& lease,
   look_at_pool();
   const std::size_t index = lease.layer_index_;
   leased_layer_index_ = index;
+  expected_.clear();  // guesses about this layer, or one that was left out
   std::size_t num_hits = 0;
   for (const std::size_t expert : experts) {
     ExpertLease::Item item;
@@ -201,7 +202,6 @@ void ExpertCache::admit_to_pool(LayerState& layer, ExpertLease& lease) {
     if (lease.layer_index_ + 1 == layers_.size()) list_expected();
     return;
   }
-  expected_.clear();
   drop_unused(lease.layer_index_);
   std::vector<std::size_t> others = pool_->used_experts(lease.layer_index_);
   std::size_t num_kept = others.size();
