@@ -166,7 +166,6 @@ void ExpertCache::look_up_in_pool(LayerState& layer, ExpertLease& lease,
   look_at_pool();
   const std::size_t index = lease.layer_index_;
   leased_layer_index_ = index;
-  expected_.clear();  // guesses about this layer, or one that was left out
   std::size_t num_hits = 0;
   for (const std::size_t expert : experts) {
     ExpertLease::Item item;
@@ -185,6 +184,10 @@ void ExpertCache::look_up_in_pool(LayerState& layer, ExpertLease& lease,
     item.transfer = std::move(held.transfer);
     lease.items_.push_back(std::move(item));
   }
+  if (!is_predicting()) {  // guesses of this layer are of no use any more, right or wrong
+    expected_.clear();
+    drop_unused(index);
+  }
   if (lease.mode_ == AccessMode::prefill) return;
   window_.record(index, experts, num_hits);
   next_use_->run(index, experts);
@@ -202,7 +205,6 @@ void ExpertCache::admit_to_pool(LayerState& layer, ExpertLease& lease) {
     if (lease.layer_index_ + 1 == layers_.size()) list_expected();
     return;
   }
-  drop_unused(lease.layer_index_);
   std::vector<std::size_t> others = pool_->used_experts(lease.layer_index_);
   std::size_t num_kept = others.size();
   for (const auto& item : lease.items_) num_kept += item.was_held ? 1 : 0;
