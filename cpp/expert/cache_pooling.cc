@@ -14,8 +14,16 @@ constexpr double kLikely = 0.7;
 // What waits further back would only take the place of experts that may yet be used.
 constexpr std::size_t kFewest = 4;
 constexpr std::size_t kTogether = 2;
+// Small experts come and go faster than anybody looks: so many bytes of them, but no more of the
+// pool than this.
+constexpr std::size_t kEnoughBytes = std::size_t{4} << 20;
+constexpr std::size_t kSmallShare = 8;
 
-std::size_t num_together(const CacheLayout& layout) { return std::max(kFewest, layout.top_k); }
+std::size_t num_together(const CacheLayout& layout) {
+  const std::size_t fewest = std::max(kFewest, layout.top_k);
+  return std::max(fewest,
+                  std::min(kEnoughBytes / layout.block_bytes, layout.num_blocks / kSmallShare));
+}
 
 }  // namespace
 

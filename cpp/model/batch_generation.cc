@@ -1,6 +1,7 @@
 #include "model/batch_generation.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/bytes_text.h"
@@ -17,7 +18,7 @@ bool is_scheduled(const BatchOptions& options) { return options.schedule != Sche
 std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
                             std::size_t free_bytes) {
   const std::size_t slab = KvArena::slab_bytes(model.config(), model.context_length());
-  const std::size_t all = options.batch_size * (is_scheduled(options) ? 2 : 1) * slab;
+  const std::size_t all = batch_capacity(options.batch_size, options.schedule) * slab;
   if (options.kv_budget.empty()) return std::min(all, free_bytes / 2);
   const std::size_t bytes = std::min(all, parse_kv_budget(options.kv_budget, all));
   if (bytes <= free_bytes) return bytes;
@@ -68,7 +69,7 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOption
 }
 
 std::size_t BatchGeneration::capacity() const {
-  return options_.batch_size * (is_scheduled(options_) ? 2 : 1);
+  return batch_capacity(options_.batch_size, options_.schedule);
 }
 
 BatchGeneration::~BatchGeneration() {
@@ -211,27 +212,21 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
                                   std::vector<BatchToken>& tokens) {
   const double begin = clock_.now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
-  std::size_t next = 0;
-  std::size_t num_tokens = 0;
-  while (next < joined.size()) {
+  std::vector<std::size_t> lengths;
+  for (const Entry& entry : joined) lengths.push_back(entry.prompt.size());
+  for (const auto& pass : prompt_passes(lengths, memory_->workspace.max_tokens())) {
     std::vector<Piece> pieces;
-    std::size_t room = memory_->workspace.max_tokens();
-    const std::size_t first_ended = next;
-    for (std::size_t i = next; i < joined.size() && room != 0; ++i) {
-      Entry& entry = joined[i];
-      const std::size_t count = std::min(room, entry.prompt.size() - entry.num_stored);
-      pieces.push_back({&entry, count});
-      room -= count;
-      num_tokens += count;
-      if (entry.num_stored + count == entry.prompt.size()) ++next;
-    }
+    for (const PromptPiece& each : pass) pieces.push_back({&joined[each.prompt], each.num_tokens});
     run_pass(pieces, /*is_decoding=*/false, between_layers);
-    for (std::size_t i = first_ended; i < next; ++i) {
-      tokens.push_back(sample(joined[i], {logits_.data() + (i - first_ended) * vocab, vocab}));
+    float* logits = logits_.data();
+    for (const PromptPiece& each : pass) {
+      if (!each.is_last) continue;
+      tokens.push_back(sample(joined[each.prompt], {logits, vocab}));
+      logits += vocab;
     }
   }
   const std::lock_guard lock(mutex_);
-  stats_.prompt_tokens += num_tokens;
+  stats_.prompt_tokens += std::accumulate(lengths.begin(), lengths.end(), std::size_t{0});
   stats_.generated_tokens += tokens.size();
   stats_.prefill_seconds += clock_.now() - begin;
 }
@@ -266,9 +261,7 @@ std::vector<BatchGeneration::Entry*> BatchGeneration::next_batch() {
   }
   if (!outlook_) return batch;
   ExpertCache* cache = model_->cache_.get();
-  if (cache != nullptr && cache->is_trying()) outlook_->pass_over_round();
-  numbers = outlook_->next_batch(numbers, options_.batch_size);
-  if (cache != nullptr) cache->pause_trials(outlook_->is_trying());
+  numbers = choose_batch(outlook_.get(), cache, numbers, options_.batch_size);
   outlook_->begin_step(cache != nullptr && cache->wants_paths());
   std::erase_if(batch, [&](const Entry* entry) {
     return std::find(numbers.begin(), numbers.end(), entry->number) == numbers.end();
@@ -306,7 +299,7 @@ void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
                        is_decoding,      between_layers ? &between_layers : nullptr};
     pass.forecasts = outlook_.get();
     const auto active = model_->active_counts().snapshot();
-    const CacheTotals cache = cache_totals();
+    const CacheTotals cache = cache_totals(model_->expert_cache());
     model_->decoder_->run(pass);
     if (is_decoding) count_step(active, cache);
     const Activations& normed = memory_->workspace.normed;
@@ -335,24 +328,11 @@ BatchToken BatchGeneration::sample(Entry& entry, std::span<float> logits) {
   return {entry.number, entry.last_token, is_last};
 }
 
-BatchGeneration::CacheTotals BatchGeneration::cache_totals() const {
-  CacheTotals totals;
-  const ExpertCache* cache = model_->expert_cache();
-  if (cache == nullptr) return totals;
-  for (const CacheCounters& layer : cache->stats().layers) {
-    totals.lookups += layer.lookups;
-    totals.hits += layer.hits + layer.top_hits;
-    totals.ready += layer.hits + layer.top_hits + layer.prefetch_useful;
-    totals.bytes += layer.demand_bytes + layer.prefetch_bytes;
-  }
-  return totals;
-}
-
 // What the step added to what stood before it.
 void BatchGeneration::count_step(const ActiveExpertCounts::Snapshot& active,
                                  const CacheTotals& cache) {
   const auto active_now = model_->active_counts().snapshot();
-  const CacheTotals cache_now = cache_totals();
+  const CacheTotals cache_now = cache_totals(model_->expert_cache());
   const std::lock_guard lock(mutex_);
   if (active_now.steps != active.steps) {
     stats_.active_experts.resize(active.of_layers.size());
@@ -360,10 +340,7 @@ void BatchGeneration::count_step(const ActiveExpertCounts::Snapshot& active,
       stats_.active_experts[i] += active_now.of_layers[i] - active.of_layers[i];
     }
   }
-  stats_.lookups += cache_now.lookups - cache.lookups;
-  stats_.hits += cache_now.hits - cache.hits;
-  stats_.ready += cache_now.ready - cache.ready;
-  stats_.bytes += cache_now.bytes - cache.bytes;
+  count_cache(stats_, cache, cache_now);
 }
 
 BatchStats BatchGeneration::stats() const {

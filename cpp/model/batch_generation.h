@@ -16,6 +16,7 @@
 #include "model/batch_outlook.h"
 #include "model/batch_scheduler.h"
 #include "model/batch_stats.h"
+#include "model/batch_steps.h"
 #include "model/generation.h"
 #include "model/kv_arena.h"
 #include "model/model.h"
@@ -83,12 +84,6 @@ class BatchGeneration {
     std::size_t num_generated = 0;
     std::int32_t last_token = -1;
   };
-  struct CacheTotals {
-    std::uint64_t lookups = 0;
-    std::uint64_t hits = 0;
-    std::uint64_t ready = 0;
-    std::uint64_t bytes = 0;
-  };
   // The next tokens of an entry's prompt.
   struct Piece {
     Entry* entry;
@@ -106,7 +101,6 @@ class BatchGeneration {
   void run_pass(std::span<const Piece> pieces, bool is_decoding,
                 const Checkpointer& between_layers);
   BatchToken sample(Entry& entry, std::span<float> logits);
-  CacheTotals cache_totals() const;
   void count_step(const ActiveExpertCounts::Snapshot& active, const CacheTotals& cache);
   void end_step(std::vector<BatchToken>& tokens);
   void end(std::size_t sequence);

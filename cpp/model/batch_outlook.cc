@@ -82,9 +82,10 @@ void BatchOutlook::begin_round() {
     for (auto& batch : scheduler_->divide(running_)) batches_.push_back(std::move(batch));
     return;
   }
-  const auto middle = running_.begin() + static_cast<std::ptrdiff_t>((running_.size() + 1) / 2);
-  batches_.emplace_back(running_.begin(), middle);
-  batches_.emplace_back(middle, running_.end());
+  // As if nobody knew of the others: two batches that take turns would take each other's experts
+  // out of the cache.
+  batches_.emplace_back(running_.begin(),
+                        running_.begin() + static_cast<std::ptrdiff_t>(batch_size_));
 }
 
 void BatchOutlook::begin_step(bool wants_forecast) {
@@ -96,7 +97,7 @@ void BatchOutlook::begin_step(bool wants_forecast) {
   // Those that run later have their tokens, and will be asked about.
   std::vector<std::size_t> later;
   const bool is_scheduled = scheduler_ && running_.size() > batch_size_ && scheduler_->is_on();
-  if (is_scheduled || (wants_forecast && scheduler_)) {
+  if (is_scheduled) {
     for (const std::size_t number : running_) {
       if (!is_in(now_, number)) later.push_back(number);
     }
@@ -123,7 +124,7 @@ void BatchOutlook::begin_step(bool wants_forecast) {
 void BatchOutlook::predict(std::span<const std::size_t> sequences) {
   if (paths_->are_predicted(sequences)) return;
   const double begin = clock_.now();
-  paths_->predict(sequences);
+  stats_.sequences += paths_->predict(sequences);
   ++stats_.predictions;
   stats_.seconds += clock_.now() - begin;
 }

@@ -26,6 +26,7 @@ struct ScheduleStats {
 struct PredictionStats {
   bool is_there = false;
   std::uint64_t predictions = 0;  // of several sequences each
+  std::uint64_t sequences = 0;    // of all of them together
   double seconds = 0;             // that they took, partly beside steps
   double waited_seconds = 0;      // for those, when the step was over
 };

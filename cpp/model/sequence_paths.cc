@@ -35,7 +35,7 @@ void SequencePaths::append(std::size_t sequence, std::int32_t token) {
   to.new_tokens.erase(to.new_tokens.begin(), to.new_tokens.end() - static_cast<long>(reach()));
 }
 
-void SequencePaths::predict(std::span<const std::size_t> sequences) {
+std::size_t SequencePaths::predict(std::span<const std::size_t> sequences) {
   std::vector<Sequence*> changed;
   std::vector<PathPredictor::Input> inputs;
   for (const std::size_t number : sequences) {
@@ -44,7 +44,7 @@ void SequencePaths::predict(std::span<const std::size_t> sequences) {
     changed.push_back(&sequence);
     inputs.push_back({&sequence.state, sequence.new_tokens});
   }
-  if (inputs.empty()) return;
+  if (inputs.empty()) return 0;
   const std::size_t num_outputs = shape().num_outputs();
   std::vector<float> probabilities(inputs.size() * num_outputs);
   predictor_->predict(inputs, probabilities);
@@ -54,6 +54,7 @@ void SequencePaths::predict(std::span<const std::size_t> sequences) {
     changed[i]->chances.assign(chances.begin(), chances.end());
     changed[i]->new_tokens.clear();
   }
+  return changed.size();
 }
 
 bool SequencePaths::are_predicted(std::span<const std::size_t> sequences) const {

@@ -29,8 +29,9 @@ class SequencePaths {
   void remove(std::size_t sequence) { sequences_.erase(sequence); }
   void clear() { sequences_.clear(); }
 
-  // What the last tokens of these sequences will use, as far as it is not known.
-  void predict(std::span<const std::size_t> sequences);
+  // What the last tokens of these sequences will use, as far as it is not known. Returns of how
+  // many it was not.
+  std::size_t predict(std::span<const std::size_t> sequences);
   bool are_predicted(std::span<const std::size_t> sequences) const;
   // Of one that has been predicted, its likeliest experts, see RoutingPaths.
   std::span<const std::uint64_t> path(std::size_t sequence) const {

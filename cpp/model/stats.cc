@@ -7,6 +7,7 @@
 #include "base/version.h"
 #include "device/cpu/kernel_table.h"
 #include "device/cuda_query.h"
+#include "model/batch_report.h"
 #include "model/cache_report.h"
 
 namespace moerun {
@@ -22,74 +23,6 @@ std::string hex(std::uint64_t value) {
   char text[17];
   std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(value));
   return text;
-}
-
-double mean(double sum, double count) { return count > 0 ? sum / count : 0; }
-
-Json ms(double seconds) { return seconds > 0 ? Json(1e3 * seconds) : Json(nullptr); }
-
-Json prediction_json(const PredictionStats& prediction) {
-  if (!prediction.is_there) return nullptr;
-  const auto count = static_cast<double>(prediction.predictions);
-  return {{"predictions", prediction.predictions},
-          {"ms", ms(mean(prediction.seconds, count))},
-          {"waited_ms", ms(mean(prediction.waited_seconds, count))}};
-}
-
-Json schedule_json(const ScheduleStats& schedule) {
-  if (!schedule.is_there) return nullptr;
-  const auto rounds = static_cast<double>(schedule.scheduled_rounds);
-  return {{"active", schedule.is_active},
-          {"rounds", schedule.rounds},
-          {"scheduled_rounds", schedule.scheduled_rounds},
-          {"split_ms", ms(mean(schedule.split_seconds, rounds))},
-          {"predicted_experts", mean(static_cast<double>(schedule.predicted_experts), rounds)},
-          {"predicted_in_order", mean(static_cast<double>(schedule.predicted_in_order), rounds)},
-          {"token_ms_on", ms(schedule.token_seconds_on)},
-          {"token_ms_off", ms(schedule.token_seconds_off)}};
-}
-
-Json batch_json(const std::optional<BatchStats>& batch) {
-  if (!batch) return nullptr;
-  const auto steps = static_cast<double>(batch->steps);
-  const auto decoded = static_cast<double>(batch->decode_tokens);
-  Json layers = Json::array();
-  double active = 0;
-  for (const std::uint64_t count : batch->active_experts) {
-    layers.push_back(mean(static_cast<double>(count), steps));
-    active += static_cast<double>(count);
-  }
-  const double per_layer = mean(active, steps * static_cast<double>(layers.size()));
-  return {{"waiting", batch->waiting},
-          {"running", batch->running},
-          {"finished", batch->finished},
-          {"most_running", batch->most_running},
-          {"prompt_tokens", batch->prompt_tokens},
-          {"generated_tokens", batch->generated_tokens},
-          {"decode_tokens", batch->decode_tokens},
-          {"steps", batch->steps},
-          {"prefill_s", batch->prefill_seconds},
-          {"decode_s", batch->decode_seconds},
-          {"prefill_tokens_per_s",
-           rate(static_cast<double>(batch->prompt_tokens), batch->prefill_seconds)},
-          {"decode_tokens_per_s", rate(decoded, batch->decode_seconds)},
-          {"tokens_per_step", rate(decoded, steps)},
-          {"active_experts", layers.empty() || steps == 0 ? Json(nullptr) : Json(per_layer)},
-          {"active_experts_of_layers", steps == 0 ? Json::array() : layers},
-          {"hit_rate", batch->lookups > 0 ? Json(static_cast<double>(batch->hits) /
-                                                 static_cast<double>(batch->lookups))
-                                          : Json(nullptr)},
-          {"ready_rate", batch->lookups > 0 ? Json(static_cast<double>(batch->ready) /
-                                                   static_cast<double>(batch->lookups))
-                                            : Json(nullptr)},
-          {"bytes_per_token",
-           decoded > 0 ? Json(static_cast<double>(batch->bytes) / decoded) : Json(nullptr)},
-          {"prediction", prediction_json(batch->prediction)},
-          {"schedule", schedule_json(batch->schedule)},
-          {"kv_cache",
-           {{"budget_bytes", batch->kv_budget_bytes},
-            {"used_bytes", batch->kv_used_bytes},
-            {"peak_bytes", batch->kv_peak_bytes}}}};
 }
 
 }  // namespace
@@ -125,7 +58,8 @@ std::string stats_json(const Model& model) {
   stats["decode_tokens_per_s"] = rate(decoded, last.decode_seconds);
   stats["decode_bytes_per_token"] = rate(decode_bytes, decoded);
   stats["decode_gb_per_s"] = rate(decode_bytes / 1e9, last.decode_seconds);
-  stats["batch"] = batch_json(model.batch_stats());
+  const auto batch = model.batch_stats();
+  stats["batch"] = batch ? batch_json(*batch) : Json(nullptr);
   stats["logits_hash"] = generation ? Json(hex(last.logits_hash)) : Json(nullptr);
   return stats.dump();
 }

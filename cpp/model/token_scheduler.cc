@@ -22,7 +22,7 @@ constexpr std::size_t kLastWork = 1'000'000;
 // the time what is a thousandth better than one.
 constexpr std::size_t kMaxStarts = 16;
 constexpr std::size_t kMinStarts = 2;
-constexpr std::size_t kStartsOfOne = 96;
+constexpr std::size_t kStartsOfOne = 160;
 
 // What each further user of an expert in a batch costs, as a part of what the one before does; in
 // the end nothing, and the price is the number of active experts. That number alone is a poor

@@ -51,12 +51,16 @@ std::vector<std::size_t> NextLayerRouter::predicted(std::size_t token) const {
 }
 
 std::vector<std::size_t> NextLayerRouter::predicted_by_all(std::size_t tokens) const {
-  if (tokens == 1) return predicted();
+  return named_by_all({on_host_.expert_ids, tokens * top_k_}, top_k_, logits_.cols);
+}
+
+std::vector<std::size_t> named_by_all(std::span<const std::int32_t> ids, std::size_t top_k,
+                                      std::size_t num_experts) {
   std::vector<std::size_t> experts;  // by rank
-  std::vector<std::size_t> num_tokens(logits_.cols, 0);
-  for (std::size_t rank = 0; rank < top_k_; ++rank) {
-    for (std::size_t token = 0; token < tokens; ++token) {
-      const auto expert = static_cast<std::size_t>(on_host_.expert_ids[token * top_k_ + rank]);
+  std::vector<std::size_t> num_tokens(num_experts, 0);
+  for (std::size_t rank = 0; rank < top_k; ++rank) {
+    for (std::size_t row = 0; row < ids.size(); row += top_k) {
+      const auto expert = static_cast<std::size_t>(ids[row + rank]);
       if (num_tokens[expert]++ == 0) experts.push_back(expert);
     }
   }

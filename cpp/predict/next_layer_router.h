@@ -3,13 +3,20 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "device/backend.h"
 #include "weights/model_weights.h"
 
 namespace moerun {
+
+// The experts that are named for some tokens together, each once: those of most tokens first, of
+// equals those with the better rank. `ids`: (tokens, top_k), the likeliest of each token first.
+std::vector<std::size_t> named_by_all(std::span<const std::int32_t> ids, std::size_t top_k,
+                                      std::size_t num_experts);
 
 class NextLayerRouter {
  public:
@@ -23,8 +30,7 @@ class NextLayerRouter {
   RouteRequest request(std::size_t layer, Activations hidden) const;
   // What the last such request chose, the highest score first; after Backend::wait_for_choice().
   std::vector<std::size_t> predicted(std::size_t token = 0) const;
-  // What it chose for the first `tokens` tokens together, each once: those of most tokens first, of
-  // equals those with the better rank.
+  // What it chose for the first `tokens` tokens together; see named_by_all().
   std::vector<std::size_t> predicted_by_all(std::size_t tokens) const;
   std::size_t max_tokens() const { return normed_.rows; }
 

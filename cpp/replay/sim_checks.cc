@@ -66,6 +66,7 @@ void check_sim_costs(const SimCosts& costs, std::size_t num_layers) {
   }
   check_seconds("head_s", costs.head_s);
   check_seconds("wake_s", costs.wake_s);
+  check_seconds("predict_s", costs.predict_s);
   if (!std::isfinite(costs.slowdown) || costs.slowdown < 0) {
     throw InvalidArgument(message("slowdown: expected at least 0, found ", costs.slowdown));
   }
@@ -85,6 +86,46 @@ void check_sim_sequences(std::span<const SimSequence> sequences, const ModelWeig
     check_ids("expert_ids", sequence.expert_ids, sequence, i, weights, top_k, false);
     if (sequence.prefetch_ids.empty()) continue;
     check_ids("prefetch_ids", sequence.prefetch_ids, sequence, i, weights, top_k, true);
+  }
+}
+
+void check_sim_options(const SimOptions& options, std::span<const SimSequence> sequences) {
+  if (options.prefill_chunk == 0) {
+    throw InvalidArgument("prefill_chunk: expected at least 1, found 0");
+  }
+  if (options.batch_size > options.prefill_chunk) {
+    throw InvalidArgument(message("batch_size: expected at most ", options.prefill_chunk,
+                                  " (as many tokens as may go through the layers together: "
+                                  "prefill_chunk, at most context_length), found ",
+                                  options.batch_size));
+  }
+  if (options.batch_size == 0) {
+    if (options.schedule == ScheduleMode::off && options.predictor.empty()) return;
+    throw InvalidArgument(
+        "predictor and schedule: they are of a batch; give batch_size, also where it is 1");
+  }
+  if (options.is_belady) {
+    throw InvalidArgument(
+        "policy: belady knows the future of one sequence after the other, not of a batch; leave "
+        "batch_size out, or take another policy");
+  }
+  if (options.schedule == ScheduleMode::automatic) {
+    throw InvalidArgument(
+        "schedule: auto compares measured times, and a simulation does not know what predicting "
+        "takes; simulate with it on and with it off");
+  }
+  if (options.predictor.empty()) {
+    if (options.schedule == ScheduleMode::off) return;
+    throw InvalidArgument(
+        "schedule: it needs a predictor of the experts that texts will use; train one with "
+        "moe-predictor, or switch it off");
+  }
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (sequences[i].token_ids.size() == sequences[i].num_tokens) continue;
+    throw InvalidArgument(message(
+        "token_ids: a predictor needs those of all ", sequences[i].num_tokens,
+        " tokens of sequence ", i, ", and the trace has ", sequences[i].token_ids.size(),
+        "; record it with moe-trace record, which keeps them, or simulate without a predictor"));
   }
 }
 

@@ -234,6 +234,7 @@ def simulate(
     path: str,
     expert_ids: list[NDArray[np.uint16]],
     prefetch_ids: list[NDArray[np.uint16]] | None,
+    token_ids: list[NDArray[np.int32]] | None,
     *,
     num_experts: int | None,
     top_k: int | None,
@@ -248,7 +249,13 @@ def simulate(
     link_channels: int,
     slowdown: float,
     wake_s: float,
+    predict_s: float,
     belady: bool,
+    batch_size: int,
+    schedule: str,
+    predictor: str,
+    model_id: str,
+    tokenizer_hash: str,
     **options: Any,
 ) -> dict[str, Any]: ...
 def layer_times(model: Model) -> dict[str, NDArray[Any]]: ...

@@ -74,7 +74,7 @@ class Batch(Iterator[BatchResult]):
             model._open(),
             batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
             kv_budget="" if kv_budget is None else size_text("kv_budget", kv_budget, 1),
-            **_scheduling(model, predictor, schedule),
+            **scheduling_options(model.path, predictor, schedule),
         )
         self._running: dict[int, _Running] = {}
         self._ended: list[BatchResult] = []
@@ -197,9 +197,16 @@ class Batch(Iterator[BatchResult]):
         )
 
 
-def _scheduling(
-    model: Model, predictor: str | os.PathLike[str] | None, schedule: Schedule | None
+def scheduling_options(
+    model: str | os.PathLike[str],
+    predictor: str | os.PathLike[str] | None,
+    schedule: Schedule | None,
 ) -> dict[str, str]:
+    """Return the predictor and the schedule of a batch as the native module takes them.
+
+    Raises:
+        InvalidArgumentError: one of them has the wrong type.
+    """
     if schedule is None:
         schedule = "auto" if predictor is not None else False
     if schedule is not False and schedule is not True and schedule != "auto":
@@ -210,7 +217,7 @@ def _scheduling(
         return {"schedule": names[schedule], **nothing}
     from moerun.predictor.inference import ModelFacts
 
-    facts = ModelFacts(model.path)
+    facts = ModelFacts(model)
     return {
         "schedule": names[schedule],
         "predictor": check_str("predictor", str(Path(os.fspath(predictor)).expanduser())),
@@ -239,7 +246,8 @@ class BatchControl:
                 "2GiB", or a share of what `batch_size` sequences take that fill the context.
                 Sequences for which there is no room wait. None for as much as can be needed, but
                 no more than half of the free memory.
-            predictor: a file of `moerun.predictor.train` for this model, which scheduling needs.
+            predictor: a file of `moerun.predictor.train` for this model, for scheduling, and for a
+                model that was loaded with the policy "predictive".
             schedule: True: twice `batch_size` sequences run, and half of them, those that are
                 predicted to use the same experts, decode in a step; False: no such thing; "auto":
                 for as long as it is not slower than the order of arrival. None for "auto" with a

@@ -326,25 +326,25 @@ class Model(CacheControl, BatchControl):
         `decode_gb_per_s`, `logits_hash`, `seed`, `finish_reason`.
 
         `cache` is about the experts. `state` is "resident" while every expert is in memory, else
-        "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active` and `reason` say what is
-        at work and why; `budget_bytes`, `total_expert_bytes`, `arena_bytes` = `slot_bytes` +
-        `ring_bytes` how much is held; `host`, where a device copies experts from the host, how many
-        bytes are page-locked, pageable and on disk; `direct_io` whether reads bypass the page
-        cache. Over the
-        `decode_tokens` tokens since loading, `total` and each of `layers` count `lookups` = `hits`
-        (the whole expert was in its slot) + `top_hits` (its top segment was) + `misses`,
-        `hit_rate` = `hits` / `lookups`; `prefetch_issued`, `prefetch_useful`, `prefetch_late`,
-        `prefetch_wasted`; `demand_bytes`, `prefetch_bytes` read; `stalled_s` waited for.
-        `link_gb_per_s` is the rate while reads were under way; `compute_s_per_token` and
-        `stalled_s_per_token` make up the time per token, and `ratio_to_limit` is that time by
-        max(compute, missed bytes / link rate). `window` compares the last `tokens` with what could
-        have been: `hit_rate` (whole or top), `static_hit_rate` with the best fixed set of experts,
-        `optimal_hit_rate` with full knowledge, and the same for each of its `layers`.
+        "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active`, `predictive_active` and
+        `reason` say what is at work and why; `budget_bytes`, `total_expert_bytes`, `arena_bytes` =
+        `slot_bytes` + `ring_bytes` how much is held; `host`, where a device copies experts from the
+        host, how many bytes are page-locked, pageable and on disk; `direct_io` whether reads bypass
+        the page cache. Over the `decode_tokens` tokens since loading, `total` and each of `layers`
+        count `lookups` = `hits` (the whole expert was in its slot) + `top_hits` (its top segment
+        was) + `misses`, `hit_rate` = `hits` / `lookups`, `ready_rate` with `prefetch_useful`;
+        `prefetch_issued`, `prefetch_useful`, `prefetch_late`, `prefetch_wasted`; `demand_bytes`,
+        `prefetch_bytes` read; `stalled_s` waited for. `link_gb_per_s` is the rate while reads were
+        under way; `compute_s_per_token` and `stalled_s_per_token` make up the time per token, and
+        `ratio_to_limit` is that time by max(compute, missed bytes / link rate). `window` compares
+        the last `tokens` with what could have been: `hit_rate` (whole or top), `static_hit_rate`
+        with the best fixed set of experts, `optimal_hit_rate` with full knowledge, and the same for
+        each of its `layers`.
         `batch`, of the batch that made progress last: sequences `waiting`, `running`, `finished`,
         `most_running` at once; `prompt_tokens`, `decode_tokens` in so many `steps`, and both per
-        second; `active_experts` of a layer in a step, the mean; `hit_rate` (whole or top) and
-        `bytes_per_token` of the cache in these steps; `kv_cache` bytes; `schedule`, null without:
-        docs/batching.md.
+        second; `active_experts` of a layer in a step, the mean; `hit_rate` (whole or top),
+        `ready_rate` and `bytes_per_token` of the cache in these steps; `kv_cache` bytes;
+        `prediction` and `schedule`, null without: docs/batching.md.
         `plan`, of plan "auto", says what it started from, how often it was `planned` and
         `changed`, and what the `last` decision was. `predicted` is what a plan from a file promises
         (`hit_rate`, `tpot_ms`), null without one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int, check_number, shown
+from moerun.batch import scheduling_options
 from moerun.cache_control import CacheEvent
 from moerun.cache_options import Prefetch, Split, cache_options
 from moerun.errors import InvalidArgumentError
@@ -22,11 +24,13 @@ from moerun.trace import SequenceRouting, Trace
 
 Seconds = float | Sequence[float]
 
+_MOST = 2**31 - 1
+
 
 class Costs(Protocol):
     """What the parts of a pass take; `moerun.SimulationCosts`, or anything with these attributes.
 
-    `slowdown` and `wake_s`, too, if it has them.
+    `slowdown`, `wake_s`, `link_channels` and `predict_s`, too, if it has them.
     """
 
     @property
@@ -71,6 +75,7 @@ class SimulationCosts:
             their bytes take turns.
         slowdown: so much of its time longer takes what is computed while the link is busy.
         wake_s: so much longer takes a layer that has to wait for segments, besides the waiting.
+        predict_s: what a predictor takes for each sequence whose experts it predicts.
     """
 
     attention_s: Seconds
@@ -82,6 +87,7 @@ class SimulationCosts:
     slowdown: float = 0.0
     wake_s: float = 0.0
     link_channels: int = 1
+    predict_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,11 @@ class Simulation:
         cache: what the cache counted, in all and for each layer: the dict that
             `Model.stats()["cache"]` is after a run, with the same names.
         ttft_s: (sequences) time to first token of each; empty without a prompt.
-        token_s: (tokens) time of each decoded token.
+        token_s: (tokens) time of each decoded token; in a batch, of the step that gave it.
         moved_bytes: read from the slow tier, prompts and what was in vain included.
         seconds: time of all sequences together.
+        batch: None, or with `batch_size` what the batch has come to, on virtual time: the dict that
+            `Model.stats()["batch"]` is after a run, with the same names but `kv_cache`.
         events: what happened, in order, as `Model.cache_events()` has it; empty unless asked for.
     """
 
@@ -103,6 +111,7 @@ class Simulation:
     token_s: NDArray[np.float64]
     moved_bytes: int
     seconds: float
+    batch: dict[str, Any] | None = None
     events: list[CacheEvent] = field(default_factory=list, repr=False)
 
     @property
@@ -113,8 +122,16 @@ class Simulation:
 
     @property
     def tpot_s(self) -> float:
-        """Mean time per output token."""
+        """Mean time per output token; in a batch, of the steps that the tokens came from."""
         return float(self.token_s.mean())
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decoded tokens of all sequences for each second of decoding; None if it took no time."""
+        if self.batch is not None:
+            rate: float | None = self.batch["decode_tokens_per_s"]
+            return rate
+        return 1 / self.tpot_s if self.tpot_s > 0 else None
 
     @property
     def stall_s(self) -> list[float]:
@@ -138,10 +155,11 @@ class Simulation:
                 "mean": float(self.ttft_s.mean()) if len(self.ttft_s) != 0 else None,
                 "max": float(self.ttft_s.max()) if len(self.ttft_s) != 0 else None,
             },
-            "tokens_per_s": 1 / self.tpot_s if self.tpot_s > 0 else None,
+            "tokens_per_s": self.tokens_per_s,
             "moved_bytes": self.moved_bytes,
             "seconds": self.seconds,
             "cache": self.cache,
+            "batch": self.batch,
         }
 
 
@@ -160,12 +178,15 @@ def simulate(
     plan: str | os.PathLike[str] | None = None,
     pack: bool | str | os.PathLike[str] = False,
     cache_events: bool = False,
+    batch_size: int | None = None,
+    predictor: str | os.PathLike[str] | None = None,
+    schedule: bool | None = None,
 ) -> Simulation:
     """Run the expert cache over recorded routing on virtual time; nothing is loaded or computed.
 
-    The sequences run one after the other on one model, whose cache stays warm. Look-ups, hits,
-    loads and evictions are those of a live run with the same routing and options; times are as
-    good as `costs`.
+    The sequences run one after the other, or with `batch_size` together, on one model, whose cache
+    stays warm. Look-ups, hits, loads and evictions are those of a live run with the same routing
+    and options; times are as good as `costs`.
 
     Args:
         trace: a trace or its path, or routing as `Model.trace` returns it.
@@ -182,13 +203,19 @@ def simulate(
         plan: as for `Model.load`.
         pack: as for `Model.load`; no file is written.
         cache_events: keep what happens, and leave the cache on, as `Model.load` does.
+        batch_size: so many sequences decode together, as in `Model.batch`; those that come later
+            in the trace join as others end. None: one sequence after the other.
+        predictor: as for `Model.batch`; the trace must have the token ids.
+        schedule: as for `Model.batch`, but not "auto", which compares measured times. None for
+            True with a predictor, else False.
 
     Raises:
         InvalidArgumentError: an argument is out of its range, the trace is of another model, a
-            sequence is too short, or prefetch is to be on without predictions.
+            sequence is too short, prefetch is to be on without predictions, or a predictor has no
+            batch, no token ids or is missing where batches are to be scheduled.
         OutOfMemoryError: the budget is smaller than the smallest that works.
-        MissingFileError, FileError, FormatError, UnsupportedModelError: as `Model.load` and
-            `Trace.open`.
+        MissingFileError, FileError, FormatError, UnsupportedModelError: as `Model.load`,
+            `Trace.open` and, for the predictor, `Model.batch`.
     """
     directory = resolve_model(model)
     routings, recorded = _routing(trace)
@@ -208,10 +235,13 @@ def simulate(
         [_ids("prefetch_ids", routing.prefetch_ids) for routing in routings]
         if has_predictions
         else None,
+        None if predictor is None else [_token_ids(routing) for routing in routings],
         **recorded,
         **_costs(costs, len(routings[0].expert_ids)),
         prompt_tokens=check_int("prompt_tokens", prompt_tokens, 0),
         belady=is_belady,
+        batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
+        **_scheduling(directory, predictor, schedule),
         **{name: value for name, value in options.items() if value is not None},
     )
     events = [CacheEvent(*event) for event in result.pop("events")]
@@ -242,13 +272,43 @@ def _routing(trace: Any) -> tuple[list[SequenceRouting], dict[str, Any]]:
 def sequences_of(trace: Trace) -> Iterator[SequenceRouting]:
     """Yield the sequences of a trace, with what `simulate` needs of them."""
     has_predictions = "prefetch_ids" in trace.tensors
+    has_tokens = "token_ids" in trace.tensors
     for shard in trace.shards():
         predictions = shard.tensor("prefetch_ids") if has_predictions else None
+        tokens = shard.tensor("token_ids") if has_tokens else None
         for number, length in enumerate(shard.lengths):
             yield SequenceRouting(
                 shard.expert_ids[number, :, :length],
+                None if tokens is None else tokens[number, :length],
                 prefetch_ids=None if predictions is None else predictions[number, :, :length],
             )
+
+
+def _scheduling(
+    directory: Path, predictor: str | os.PathLike[str] | None, schedule: bool | None
+) -> dict[str, Any]:
+    """Return the predictor and the schedule as the native module takes them."""
+    if schedule is None:
+        schedule = predictor is not None
+    if schedule is not True and schedule is not False:
+        raise InvalidArgumentError(
+            f"schedule must be True or False, not {shown(schedule)}: a simulation does not know "
+            "what predicting takes, so it cannot find out whether it pays"
+        )
+    return scheduling_options(directory, predictor, schedule)
+
+
+def _token_ids(routing: SequenceRouting) -> NDArray[np.int32]:
+    """Return the token ids of a sequence; none where they are not known."""
+    if routing.token_ids is None:
+        return np.empty(0, np.int32)
+    ids = np.asarray(routing.token_ids)
+    if ids.shape != (routing.num_tokens,) or not np.issubdtype(ids.dtype, np.integer):
+        raise InvalidArgumentError(
+            f"token_ids must be {routing.num_tokens} integers, one a token, not {ids.dtype} of the "
+            f"shape {ids.shape}"
+        )
+    return np.ascontiguousarray(ids, dtype=np.int32)
 
 
 def _ids(name: str, array: Any) -> NDArray[np.uint16]:
@@ -286,6 +346,7 @@ def _costs(costs: Any, num_layers: int) -> dict[str, Any]:
         "link_channels": check_int("link_channels", getattr(costs, "link_channels", 1), 1, 1024),
         "slowdown": check_number("slowdown", getattr(costs, "slowdown", 0.0), 0),
         "wake_s": check_number("wake_s", getattr(costs, "wake_s", 0.0), 0),
+        "predict_s": check_number("predict_s", getattr(costs, "predict_s", 0.0), 0),
         "link_bytes_per_s": check_number(
             "link_bytes_per_s", costs.link_bytes_per_s, 0, above_minimum=True
         ),

@@ -7,6 +7,21 @@
 #include "python_model.h"
 
 namespace moerun::python {
+
+ExpectedModel expected_model(const ModelConfig& config, const ModelWeights& weights,
+                             std::string model_id, std::string tokenizer_hash) {
+  ExpectedModel expected;
+  expected.model_id = std::move(model_id);
+  expected.tokenizer_hash = std::move(tokenizer_hash);
+  expected.vocab_size = static_cast<std::size_t>(config.vocab_size);
+  expected.num_experts = static_cast<std::size_t>(config.num_experts);
+  expected.top_k = static_cast<std::size_t>(config.top_k);
+  for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
+    if (weights.layers[layer].experts.num_experts != 0) expected.moe_layers.push_back(layer);
+  }
+  return expected;
+}
+
 namespace {
 
 std::unique_ptr<BatchGeneration> make_batch(const PythonModel& model, std::size_t batch_size,
@@ -20,15 +35,8 @@ std::unique_ptr<BatchGeneration> make_batch(const PythonModel& model, std::size_
   options.kv_budget = kv_budget;
   options.schedule = schedule_mode_from(schedule);
   options.predictor = predictor;
-  options.expected.model_id = std::move(model_id);
-  options.expected.tokenizer_hash = std::move(tokenizer_hash);
-  options.expected.vocab_size = static_cast<std::size_t>(held->config().vocab_size);
-  options.expected.num_experts = static_cast<std::size_t>(held->config().num_experts);
-  const auto& layers = held->weights().layers;
-  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    if (layers[layer].experts.num_experts != 0) options.expected.moe_layers.push_back(layer);
-  }
-  options.expected.top_k = static_cast<std::size_t>(held->config().top_k);
+  options.expected = expected_model(held->config(), held->weights(), std::move(model_id),
+                                    std::move(tokenizer_hash));
   const py::gil_scoped_release release;
   return std::make_unique<BatchGeneration>(held, options);
 }

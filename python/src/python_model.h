@@ -5,15 +5,21 @@
 
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "model/model.h"
+#include "predict/predictor_file.h"
 
 namespace moerun::python {
 
 // Options of a model by keyword, as Python passes them; what is not there keeps its default.
 ModelOptions options_from(const pybind11::kwargs& kwargs);
+
+// What a predictor for this model says that it is of.
+ExpectedModel expected_model(const ModelConfig& config, const ModelWeights& weights,
+                             std::string model_id, std::string tokenizer_hash);
 
 // (token, layer, expert, name of the kind) each.
 pybind11::list as_list(const std::vector<CacheEvent>& events);

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "expert/record_file.h"
+#include "model/batch_report.h"
 #include "model/cache_report.h"
 #include "python_model.h"
 #include "replay/move_sizes.h"
@@ -26,6 +27,16 @@ namespace moerun::python {
 namespace {
 
 using Ids = py::array_t<std::uint16_t, py::array::c_style>;
+using TokenIds = py::array_t<std::int32_t, py::array::c_style>;
+
+// How sequences are batched, as Python passes it.
+struct Batching {
+  std::size_t batch_size = 0;
+  std::string schedule;
+  std::string predictor;
+  std::string model_id;
+  std::string tokenizer_hash;
+};
 
 // The model that the trace says it is of; what it does not know is not there.
 struct TraceModel {
@@ -80,6 +91,7 @@ std::unique_ptr<PieceSizes> pieces_of(const ModelPlan& plan, const std::string& 
 
 std::vector<SimSequence> sequences_of(const std::vector<Ids>& expert_ids,
                                       const std::optional<std::vector<Ids>>& prefetch_ids,
+                                      const std::optional<std::vector<TokenIds>>& token_ids,
                                       std::size_t prompt_tokens) {
   const auto ids_of = [](const Ids& ids) {
     if (ids.ndim() != 3) {
@@ -94,6 +106,10 @@ std::vector<SimSequence> sequences_of(const std::vector<Ids>& expert_ids,
     throw InvalidArgument(message("prefetch_ids: expected those of ", expert_ids.size(),
                                   " sequences, found ", prefetch_ids->size()));
   }
+  if (token_ids && token_ids->size() != expert_ids.size()) {
+    throw InvalidArgument(message("token_ids: expected those of ", expert_ids.size(),
+                                  " sequences, found ", token_ids->size()));
+  }
   std::vector<SimSequence> sequences;
   for (std::size_t i = 0; i < expert_ids.size(); ++i) {
     SimSequence sequence;
@@ -101,6 +117,10 @@ std::vector<SimSequence> sequences_of(const std::vector<Ids>& expert_ids,
     sequence.num_tokens = static_cast<std::size_t>(expert_ids[i].shape(1));
     sequence.prompt_tokens = prompt_tokens;
     if (prefetch_ids) sequence.prefetch_ids = ids_of((*prefetch_ids)[i]);
+    if (token_ids) {
+      const TokenIds& ids = (*token_ids)[i];
+      sequence.token_ids = std::span(ids.data(), static_cast<std::size_t>(ids.size()));
+    }
     sequences.push_back(sequence);
   }
   return sequences;
@@ -110,15 +130,22 @@ py::array_t<double> array_of(const std::vector<double>& numbers) {
   return py::array_t<double>(static_cast<py::ssize_t>(numbers.size()), numbers.data());
 }
 
-py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
-             const std::optional<std::vector<Ids>>& prefetch_ids, const TraceModel& trace,
-             std::size_t prompt_tokens, const SimCosts& costs, bool belady,
+// Of a batch, all but the KV caches, which nobody simulates.
+std::string batch_text(const std::optional<BatchStats>& batch) {
+  if (!batch) return "null";
+  auto json = batch_json(*batch);
+  json.erase("kv_cache");
+  return json.dump();
+}
+
+py::dict run(const std::string& path, const std::vector<SimSequence>& sequences,
+             const TraceModel& trace, const Batching& batching, const SimCosts& costs, bool belady,
              const py::kwargs& kwargs) {
-  const std::vector<SimSequence> sequences = sequences_of(expert_ids, prefetch_ids, prompt_tokens);
   ModelOptions model_options = options_from(kwargs);
   model_options.device = "cpu";
   EventLog log;
   std::string cache;
+  std::string batch;
   SimResult result;
   {
     const py::gil_scoped_release release;
@@ -129,6 +156,11 @@ py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
     options.is_belady = belady;
     options.prefill_chunk =
         std::min(static_cast<std::size_t>(model_options.prefill_chunk), plan.context_length);
+    options.batch_size = batching.batch_size;
+    options.schedule = schedule_mode_from(batching.schedule);
+    options.predictor = batching.predictor;
+    options.expected =
+        expected_model(plan.config, *plan.weights, batching.model_id, batching.tokenizer_hash);
     options.sink = options.cache.log_events ? &log : nullptr;
     options.between_layers = signal_checker();
     const auto pieces = pieces_of(plan, path, model_options.experts.pack_folder);
@@ -138,9 +170,11 @@ py::dict run(const std::string& path, const std::vector<Ids>& expert_ids,
     layout.prefetch = result.prefetch;
     if (belady) layout.policy = "belady";
     cache = cache_json(layout, result.stats, result.window, plan.weights->expert_bytes()).dump();
+    batch = batch_text(result.batch);
   }
   py::dict dict;
   dict["cache"] = from_json(cache);
+  dict["batch"] = from_json(batch);
   dict["ttft_s"] = array_of(result.ttft_s);
   dict["token_s"] = array_of(result.token_s);
   dict["moved_bytes"] = result.moved_bytes;
@@ -180,26 +214,34 @@ void register_simulation(py::module_& module) {
       "simulate",
       [](const std::string& path, const std::vector<Ids>& expert_ids,
          const std::optional<std::vector<Ids>>& prefetch_ids,
+         const std::optional<std::vector<TokenIds>>& token_ids,
          std::optional<std::size_t> num_experts, std::optional<std::size_t> top_k,
          std::optional<std::vector<std::size_t>> moe_layers, std::size_t prompt_tokens,
          std::vector<double> attention_s, std::vector<double> moe_s, std::vector<double> prompt_s,
          double head_s, double link_fixed_s, double link_bytes_per_s, std::size_t link_channels,
-         double slowdown, double wake_s, bool belady, const py::kwargs& kwargs) {
+         double slowdown, double wake_s, double predict_s, bool belady, std::size_t batch_size,
+         std::string schedule, std::string predictor, std::string model_id,
+         std::string tokenizer_hash, const py::kwargs& kwargs) {
         const SimCosts costs{std::move(attention_s),
                              std::move(moe_s),
                              std::move(prompt_s),
                              head_s,
                              {link_fixed_s, link_bytes_per_s, link_channels},
                              slowdown,
-                             wake_s};
-        return run(path, expert_ids, prefetch_ids, {num_experts, top_k, std::move(moe_layers)},
-                   prompt_tokens, costs, belady, kwargs);
+                             wake_s,
+                             predict_s};
+        const Batching batching{batch_size, std::move(schedule), std::move(predictor),
+                                std::move(model_id), std::move(tokenizer_hash)};
+        return run(path, sequences_of(expert_ids, prefetch_ids, token_ids, prompt_tokens),
+                   {num_experts, top_k, std::move(moe_layers)}, batching, costs, belady, kwargs);
       },
-      py::arg("path"), py::arg("expert_ids"), py::arg("prefetch_ids"), py::kw_only(),
-      py::arg("num_experts"), py::arg("top_k"), py::arg("moe_layers"), py::arg("prompt_tokens"),
-      py::arg("attention_s"), py::arg("moe_s"), py::arg("prompt_s"), py::arg("head_s"),
-      py::arg("link_fixed_s"), py::arg("link_bytes_per_s"), py::arg("link_channels"),
-      py::arg("slowdown"), py::arg("wake_s"), py::arg("belady"));
+      py::arg("path"), py::arg("expert_ids"), py::arg("prefetch_ids"), py::arg("token_ids"),
+      py::kw_only(), py::arg("num_experts"), py::arg("top_k"), py::arg("moe_layers"),
+      py::arg("prompt_tokens"), py::arg("attention_s"), py::arg("moe_s"), py::arg("prompt_s"),
+      py::arg("head_s"), py::arg("link_fixed_s"), py::arg("link_bytes_per_s"),
+      py::arg("link_channels"), py::arg("slowdown"), py::arg("wake_s"), py::arg("predict_s"),
+      py::arg("belady"), py::arg("batch_size"), py::arg("schedule"), py::arg("predictor"),
+      py::arg("model_id"), py::arg("tokenizer_hash"));
 }
 
 }  // namespace moerun::python

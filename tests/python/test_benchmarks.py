@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import offline_environment
+from predictors import random_predictor
 from random_eviction import random_hits
 from synthetic_routing import Source, synthetic_routing, write_trace
 
+import moerun
 from moerun import Trace
 from moerun.planning import CostModel, layer_curves
+from moerun.predictor.inference import ModelFacts
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -231,3 +234,34 @@ def test_bench_batch_says_what_a_larger_batch_brings():
         assert row["active_experts"] >= 4
     table = run("bench_batch.py", *sizes, *small)
     assert "active experts" in table
+
+
+def test_bench_predictive_with_experts_that_were_made_larger(tmp_path):
+    facts = ModelFacts(None)
+    ids = {"model_id": facts.model_id, "tokenizer_hash": facts.tokenizer_hash}
+    sizes = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
+    random_predictor(tmp_path / "p.safetensors", **sizes, **ids)
+    larger = tmp_path / "larger"
+    options = ("--factor", 2, "--predictor", tmp_path / "p.safetensors")
+    run("padded_experts.py", facts.directory, larger, *options)
+    with moerun.Model.load() as small, moerun.Model.load(larger) as padded:
+        sizes = [each.stats()["cache"]["total_expert_bytes"] for each in (small, padded)]
+        assert sizes[1] == 2 * sizes[0]
+        prompt = small.tokenizer.encode("import os")
+        texts = [list(each.generate(prompt, max_new_tokens=20)) for each in (small, padded)]
+    assert texts[0] == texts[1]
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "import os"}\n"NAME"\n')
+    arguments = (
+        *("--checkpoint", larger, "--predictor", tmp_path / "larger.predictor.safetensors"),
+        *("--texts", prompts, "--batch-size", 2, "--budget", "50%", "--tokens", 5, "--rounds", 1),
+        *("--pack-folder", tmp_path / "pack", "--bandwidth-bytes", 1 << 25),
+        *("--setting", "planned", "--setting", "predictive + scheduler"),
+    )
+    rows = json.loads(run("bench_predictive.py", *arguments, "--json"))["rows"]
+    assert [row["setting"] for row in rows] == ["planned", "predictive + scheduler"]
+    for row in rows:
+        assert row["tokens_per_s"] > 0
+        assert 0 < row["hit_rate"] <= row["ready_rate"] <= row["named_rate"] <= 1
+    assert "| predictive + scheduler |" in run("bench_predictive.py", *arguments)

@@ -32,6 +32,7 @@ def cached(**changes):
         "prefetch": "auto",
         "prefetch_active": True,
         "cache_active": True,
+        "predictive_active": None,
         "reason": "the experts do not fit in the budget",
         "budget_bytes": 5_000_000,
         "total_expert_bytes": 18_900_000,
@@ -154,6 +155,15 @@ def test_what_was_switched_off_is_said():
     assert "prefetch auto (not at work)" in text
     assert "reads go through the page cache" in text
     assert text.endswith("slower than going without")
+
+
+def test_a_policy_that_went_back_to_another_says_so():
+    assert "expert cache: predictive (at work)" in cache_table(
+        cached(policy="predictive", predictive_active=True)
+    )
+    assert "expert cache: predictive (as lcp)" in cache_table(
+        cached(policy="predictive", predictive_active=False)
+    )
 
 
 def test_prefetch_off_needs_no_more_words():

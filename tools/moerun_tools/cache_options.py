@@ -37,7 +37,8 @@ _OPTIONS = (
         cls=GroupedOption,
         group=_GROUP,
         type=click.Choice(["off", "lru", "lfu", "lcp", "static", "predictive"]),
-        help="Which expert makes room for another; off keeps none.  [default: lcp]",
+        help="Which expert makes room for another; off keeps none, predictive looks ahead.  "
+        "[default: lcp; predictive with --predictor]",
     ),
     click.option(
         "--split",
@@ -115,7 +116,9 @@ def cache_arguments(
     if plan is not None:
         others: dict[str, object] = {"--split": split}
         if plan != "auto":
-            others = {"--expert-budget": expert_budget, "--policy": policy, **others}
+            others = {"--expert-budget": expert_budget, **others}
+            if policy != "predictive":  # which goes back to what the plan says
+                others["--policy"] = policy
         for name, value in others.items():
             if value is not None:
                 raise click.UsageError(f"--plan and {name} exclude each other.")

@@ -142,8 +142,11 @@ def _host_rows(host: dict[str, Any] | None, total: int) -> list[tuple[str, int, 
 
 def _state_line(cache: dict[str, Any]) -> str:
     prefetch = "" if cache["prefetch"] == "off" else f" ({_at_work(cache['prefetch_active'])})"
+    at_work = _at_work(cache["cache_active"])
+    if cache["predictive_active"] is False:
+        at_work = "as lcp"
     parts = [
-        f"expert cache: {cache['policy']} ({_at_work(cache['cache_active'])})",
+        f"expert cache: {cache['policy']} ({at_work})",
         f"{as_bytes(cache['arena_bytes'])} of {as_bytes(cache['total_expert_bytes'])}",
         f"prefetch {cache['prefetch']}{prefetch}",
         f"{cache['decode_tokens']} decoded tokens",

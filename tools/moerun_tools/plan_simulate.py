@@ -24,6 +24,7 @@ Examples:
   moe-plan simulate --trace t.safetensors --budget 25% --link-gb-per-s 1.5 --token-ms 2
   moe-plan simulate --trace t.safetensors --plan plan.json --prefetch on --costs costs.json
   moe-plan simulate --trace t.safetensors --budget 25% --policy belady --costs costs.json --json
+  moe-plan simulate --trace t.safetensors --budget 25% --batch-size 16 --predictor p.safetensors
 """
 
 
@@ -45,8 +46,9 @@ Examples:
 @option(
     "Cache",
     "--policy",
-    type=click.Choice(["off", "lru", "lfu", "lcp", "belady"]),
-    help="Which expert makes room for another; belady knows the future.  [default: lcp]",
+    type=click.Choice(["off", "lru", "lfu", "lcp", "predictive", "belady"]),
+    help="Which expert makes room for another; predictive asks a --predictor, belady knows the "
+    "future.  [default: lcp]",
 )
 @option(
     "Cache",
@@ -71,6 +73,26 @@ Examples:
     metavar="N",
     help="So many first tokens of each sequence are a prompt.",
 )
+@option(
+    "Batch",
+    "--batch-size",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    metavar="N",
+    help="So many sequences decode together.  [default: one sequence after the other]",
+)
+@option(
+    "Batch",
+    "--predictor",
+    metavar="FILE",
+    help="Predicts experts from the tokens of the trace; written by moe-predictor train.",
+)
+@option(
+    "Batch",
+    "--schedule",
+    type=click.Choice(["on", "off"]),
+    help="Decode those together that are predicted to use the same experts. There is no auto, "
+    "which compares measured times.  [default: on with --predictor]",
+)
 @cost_options
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object.")
 def simulate_command(
@@ -83,6 +105,9 @@ def simulate_command(
     prefetch: str | None,
     pack: bool,
     prompt_tokens: int,
+    batch_size: int | None,
+    predictor: str | None,
+    schedule: str | None,
     as_json: bool,
     **costs: Any,
 ) -> None:
@@ -96,6 +121,10 @@ def simulate_command(
         for name, value in {"--budget": budget, "--policy": policy, "--split": split}.items():
             if value is not None:
                 raise click.UsageError(f"--plan and {name} exclude each other.")
+    if batch_size is None:
+        for name, value in {"--predictor": predictor, "--schedule": schedule}.items():
+            if value is not None:
+                raise click.UsageError(f"{name} is about a batch: give --batch-size, too.")
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace, simulate
@@ -114,6 +143,9 @@ def simulate_command(
             prefetch=None if prefetch is None else PREFETCH[prefetch],
             plan=plan,
             pack=pack,
+            batch_size=batch_size,
+            predictor=predictor,
+            schedule=None if schedule is None else schedule == "on",
         )
     if as_json:
         facts = {**result.to_dict(), "assumed": given.assumed, **given.source(cost_model)}
@@ -142,6 +174,8 @@ def _as_text(result: Simulation) -> str:
         ("moved", as_binary(result.moved_bytes)),
         ("in all", f"{counted(facts['tokens'], 'decoded token')}, {result.seconds:.4g} s"),
     ]
+    if result.batch is not None:
+        rows += _batch_rows(result.batch)
     text = "".join(f"{name:<11} {value}\n" for name, value in rows)
     table = [("layer", "slots", "split", "hit rate (%)", "waiting (ms a token)")]
     for layer in cache["layers"]:
@@ -155,6 +189,25 @@ def _as_text(result: Simulation) -> str:
             )
         )
     return text + ("" if len(table) == 1 else columns(table))
+
+
+def _batch_rows(batch: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the steps of a batch came to."""
+    from moerun_tools.plan_table import percent
+    from moerun_tools.report import schedule_line
+    from moerun_tools.units import as_binary, counted
+
+    steps = f"{counted(batch['steps'], 'step')} of {batch['tokens_per_step']:.1f} tokens"
+    parts = [steps, f"{batch['active_experts']:.1f} active experts a layer and step"]
+    if batch["hit_rate"] is not None:
+        ready = f" ({percent(batch['ready_rate'])} % with what was read ahead in time)"
+        has_ready = batch["ready_rate"] > batch["hit_rate"]
+        parts.append(f"{percent(batch['hit_rate'])} % hits{ready if has_ready else ''}")
+        parts.append(f"{as_binary(batch['bytes_per_token'])} read a token")
+    rows = [("batch", ", ".join(parts))]
+    if batch["schedule"] is not None and batch["schedule"]["rounds"]:
+        rows.append(("schedule", schedule_line(batch["schedule"])))
+    return rows
 
 
 def _first(ttft: dict[str, float]) -> str:

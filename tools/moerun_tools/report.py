@@ -58,7 +58,7 @@ def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> 
         step.append(f"{as_bytes(batch['bytes_per_token'])} read a token")
     lines = [", ".join(parts), ", ".join(step)]
     if (schedule := batch["schedule"]) is not None and schedule["rounds"]:
-        lines.append(_schedule_line(schedule))
+        lines.append(schedule_line(schedule))
     if (prediction := batch["prediction"]) is not None and prediction["ms"] is not None:
         lines.append(
             f"experts predicted {prediction['predictions']} times, {prediction['ms']:.2g} ms each, "
@@ -67,15 +67,14 @@ def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> 
     return lines
 
 
-def _schedule_line(schedule: dict[str, Any]) -> str:
-    """Return what scheduling did."""
+def schedule_line(schedule: dict[str, Any]) -> str:
+    """Return what scheduling did, from `stats()["batch"]["schedule"]`."""
     text = f"scheduled {schedule['scheduled_rounds']} of {schedule['rounds']} rounds of two batches"
     if schedule["predicted_in_order"]:
         saved = 1 - schedule["predicted_experts"] / schedule["predicted_in_order"]
-        text += (
-            f": {100 * saved:.1f} % fewer experts predicted than in order of arrival, "
-            f"{schedule['split_ms'] or 0:.1f} ms to divide each"
-        )
+        text += f": {100 * saved:.1f} % fewer experts predicted than in order of arrival"
+        if schedule["split_ms"] is not None:
+            text += f", {schedule['split_ms']:.1f} ms to divide each"
     if schedule["token_ms_on"] is not None:
         outcome = "stays on" if schedule["active"] else "is switched off"
         text += (

@@ -149,7 +149,8 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "Batch",
     "--predictor",
     metavar="FILE",
-    help="Of moe-predictor train, for this model: tells which experts a text will use.",
+    help="Of moe-predictor train, for this model: tells which experts a text will use, for "
+    "--schedule and --policy predictive.",
 )
 @_option(
     "Batch",
@@ -302,6 +303,9 @@ def main(
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if batch is not None and as_json and output in (None, "-"):
         raise click.UsageError("--batch with --json needs --output, for standard output has both.")
+
+    if predictor is not None and all(each is None for each in (policy, split, plan)):
+        policy = "predictive"
 
     machine = {"device": device, "threads": threads, "context_length": context_length}
     cache = cache_arguments(
