@@ -1,23 +1,17 @@
 """Batches that are put together by predicted experts: fewer experts, the same texts."""
 
 import pytest
-from predictors import random_predictor
+from predictors import predictor_of_shipped_model
 from test_batch import CODE, MANUAL, texts_of
 
 import moerun
 from moerun.errors import FormatError, InvalidArgumentError, MissingFileError
-from moerun.predictor.inference import ModelFacts
-
-SIZES = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     """Random weights: they name experts by the token, which is enough to tell texts apart."""
-    path = tmp_path_factory.mktemp("predictor") / "p.safetensors"
-    facts = ModelFacts(None)
-    random_predictor(path, **SIZES, model_id=facts.model_id, tokenizer_hash=facts.tokenizer_hash)
-    return path
+    return predictor_of_shipped_model(tmp_path_factory.mktemp("predictor") / "p.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +101,9 @@ def test_predictors_that_do_not_fit_are_refused(model, predictor, tmp_path):
     damaged.write_bytes(predictor.read_bytes()[:-100])
     with pytest.raises(FormatError):
         model.batch(predictor=damaged)
-    facts = ModelFacts(None)
-    own = {"model_id": facts.model_id, "tokenizer_hash": facts.tokenizer_hash}
     for name, wrong in (("model_id", "f" * 16), ("tokenizer_hash", "f" * 64)):
         other = tmp_path / f"{name}.safetensors"
-        random_predictor(other, **SIZES, **{**own, name: wrong})
+        predictor_of_shipped_model(other, **{name: wrong})
         with pytest.raises(FormatError, match=r"model|tokenizer"):
             model.batch(predictor=other)
 

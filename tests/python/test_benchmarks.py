@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import offline_environment
-from predictors import random_predictor
+from predictors import predictor_of_shipped_model
 from random_eviction import random_hits
 from synthetic_routing import Source, synthetic_routing, write_trace
 
@@ -237,13 +237,10 @@ def test_bench_batch_says_what_a_larger_batch_brings():
 
 
 def test_bench_predictive_with_experts_that_were_made_larger(tmp_path):
-    facts = ModelFacts(None)
-    ids = {"model_id": facts.model_id, "tokenizer_hash": facts.tokenizer_hash}
-    sizes = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
-    random_predictor(tmp_path / "p.safetensors", **sizes, **ids)
+    predictor = predictor_of_shipped_model(tmp_path / "p.safetensors")
     larger = tmp_path / "larger"
-    options = ("--factor", 2, "--predictor", tmp_path / "p.safetensors")
-    run("padded_experts.py", facts.directory, larger, *options)
+    options = ("--factor", 2, "--predictor", predictor)
+    run("padded_experts.py", ModelFacts(None).directory, larger, *options)
     with moerun.Model.load() as small, moerun.Model.load(larger) as padded:
         sizes = [each.stats()["cache"]["total_expert_bytes"] for each in (small, padded)]
         assert sizes[1] == 2 * sizes[0]

@@ -5,25 +5,20 @@ import json
 import pytest
 from cached import assert_adds_up, assert_same, generate, plan_of
 from conftest import as_json, assert_failed
-from predictors import random_predictor
+from predictors import predictor_of_shipped_model
 from test_batch import CODE, MANUAL, texts_of
 
 import moerun
 from moerun import Model
 from moerun.errors import InvalidArgumentError, OutOfMemoryError
-from moerun.predictor.inference import ModelFacts
 
-SIZES = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
 NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     """Random weights: what it says is mostly wrong."""
-    path = tmp_path_factory.mktemp("predictor") / "p.safetensors"
-    facts = ModelFacts(None)
-    random_predictor(path, **SIZES, model_id=facts.model_id, tokenizer_hash=facts.tokenizer_hash)
-    return path
+    return predictor_of_shipped_model(tmp_path_factory.mktemp("predictor") / "p.safetensors")
 
 
 @pytest.fixture(scope="module")
