@@ -22,25 +22,25 @@ def encode(text):
     return list(text.encode())
 
 
-def packed(source, length=4, samples=1000, end_of_text=0, vocab_size=VOCAB_SIZE):
+def packed(source, length=4, samples=1000, separator=0, vocab_size=VOCAB_SIZE):
     return [
         sequence.tolist()
         for sequence in sequences_of(
             source,
             encode,
             vocab_size=vocab_size,
-            end_of_text=end_of_text,
+            separator=separator,
             length=length,
             samples=samples,
         )
     ]
 
 
-def text_of(source, end_of_text="|"):
+def text_of(source, separator="|"):
     """All documents, with a sign at the end of each."""
     text = ""
     for piece in source.pieces(VOCAB_SIZE):
-        text += piece.content + (end_of_text if piece.ends_document else "")
+        text += piece.content + (separator if piece.ends_document else "")
     return text
 
 
@@ -48,11 +48,11 @@ def open_file(path, **options):
     return FileData.open("d", path, **options)
 
 
-def test_documents_stand_one_after_the_other_with_the_end_of_text_between_them():
+def test_documents_stand_one_after_the_other_with_the_separator_between_them():
     source = TextData("d", ["abc", "", "de"])
     # a b c 0 d e 0: a document without tokens leaves no end of text
     assert packed(source, length=2) == [[97, 98], [99, 0], [100, 101]]
-    assert packed(source, length=2, end_of_text=None) == [[97, 98], [99, 100]]
+    assert packed(source, length=2, separator=None) == [[97, 98], [99, 100]]
 
 
 @given(
@@ -140,25 +140,25 @@ def test_npy_is_a_stream_or_a_document_a_row(tmp_path, dtype):
     np.save(tmp_path / "a.npy", np.arange(6, dtype=dtype))
     assert packed(open_file(tmp_path / "a.npy"), 3) == [[0, 1, 2], [3, 4, 5]]
     np.save(tmp_path / "b.npy", np.arange(6, dtype=dtype).reshape(2, 3))
-    assert packed(open_file(tmp_path / "b.npy"), 4, end_of_text=9) == [[0, 1, 2, 9], [3, 4, 5, 9]]
+    assert packed(open_file(tmp_path / "b.npy"), 4, separator=9) == [[0, 1, 2, 9], [3, 4, 5, 9]]
 
 
 def test_rows_of_token_ids_that_have_the_length_of_a_sequence_are_sequences(tmp_path):
     (tmp_path / "a").mkdir()
     np.save(tmp_path / "a" / "rows.npy", np.arange(6).reshape(2, 3))
     rows = [[0, 1, 2], [3, 4, 5]]
-    assert packed(open_file(tmp_path / "a"), 3, end_of_text=9) == rows
+    assert packed(open_file(tmp_path / "a"), 3, separator=9) == rows
     np.save(tmp_path / "a" / "stream.npy", np.arange(10, 14))  # 3 of a sequence and the rest
-    found = packed(open_file(tmp_path / "a"), 3, end_of_text=9)
+    found = packed(open_file(tmp_path / "a"), 3, separator=9)
     assert sorted(found) == [*rows, [10, 11, 12]]
     np.save(tmp_path / "stream.npy", np.arange(3))
-    assert packed(open_file(tmp_path / "stream.npy"), 2, end_of_text=9) == [[0, 1], [2, 9]]
+    assert packed(open_file(tmp_path / "stream.npy"), 2, separator=9) == [[0, 1], [2, 9]]
 
 
 def test_the_end_of_a_row_that_comes_in_pieces_is_no_sequence(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_NPY_TOKENS", 4)
     np.save(tmp_path / "a.npy", np.arange(12).reshape(2, 6))
-    found = packed(open_file(tmp_path / "a.npy"), 2, end_of_text=19)
+    found = packed(open_file(tmp_path / "a.npy"), 2, separator=19)
     assert found == [[0, 1], [2, 3], [4, 5], [19, 6], [7, 8], [9, 10], [11, 19]]
 
 
