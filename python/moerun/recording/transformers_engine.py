@@ -14,9 +14,9 @@ import transformers
 from numpy.typing import NDArray
 
 from moerun.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedModelError
+from moerun.identity import parts_of_recording
 from moerun.recording.engine import Stack, TraceOptions
 from moerun.recording.expert_calls import ExpertCalls
-from moerun.recording.model_files import model_fingerprint
 from moerun.recording.routers import Watch, find_routers
 from moerun.recording.stack_reader import StackReader
 from moerun.recording.token_loop import decode
@@ -128,7 +128,7 @@ class TransformersEngine:
         )
         files = local_files(source)
         settings = {
-            "model_files": files and model_fingerprint(files, with_weights=not random_init),
+            "model": parts_of_recording(files, with_weights=not random_init),
             "device": place.type,
             "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
             "random_init": random_init,
