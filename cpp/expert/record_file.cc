@@ -13,6 +13,8 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/hash.h"
+#include "io/checkpoint_fingerprint.h"
 
 namespace moerun {
 namespace {
@@ -26,22 +28,12 @@ constexpr std::uint64_t kSyncBytes = std::uint64_t{256} << 20;
 // The header's last bytes: a decimal number, how many bytes of the file are safely on the disk. A
 // length alone would not do: after a crash it may be ahead of the data.
 constexpr std::size_t kMarkBytes = 20;
+constexpr const char* kFormat = "moerun-records";
+constexpr int kVersion = 2;  // 1 knew weights by the sizes and times of their files
+constexpr const char* kEnding = ".records";
+constexpr std::size_t kMaxNameBytes = 80;  // of the model, in the header
 
 std::uint64_t align_up(std::uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
-
-std::string hex(std::uint64_t value) {
-  std::string text(16, '0');
-  for (std::size_t i = 0; i < 16; ++i) text[15 - i] = "0123456789abcdef"[value >> 4 * i & 15];
-  return text;
-}
-
-std::uint64_t hash_of(const std::string& text) {
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  for (const char c : text) {
-    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  }
-  return hash;
-}
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int error) {
   throw FileError(message(path.string(), ": ", what, ": ", std::system_category().message(error)));
@@ -77,9 +69,9 @@ class PartialFile {
     while (bytes > 0) {
       const ssize_t count = ::pwrite(fd_, data, bytes, static_cast<off_t>(offset));
       if (count < 0 && errno == EINTR) continue;
-      if (count < 0) {
+      if (count <= 0) {  // 0: the file system took nothing and gave no reason
         fail(path_, "writing failed (what was written is kept, and the next run goes on there)",
-             errno);
+             count < 0 ? errno : ENOSPC);
       }
       data += count;
       offset += static_cast<std::uint64_t>(count);
@@ -104,16 +96,96 @@ std::string mark_text(std::uint64_t bytes) {
   return std::string(kMarkBytes - text.size(), '0') + text;
 }
 
-// How far an unfinished file of this layout is safely on the disk; 0: it is not one.
+// The JSON at the start of a file; null where there is none.
+nlohmann::json json_of(const std::string& head) {
+  return nlohmann::json::parse(head.substr(0, kHeaderBytes - kMarkBytes), nullptr,
+                               /*allow_exceptions=*/false);
+}
+
+bool has(const nlohmann::json& json, const char* key, const std::string& value) {
+  return json.is_object() && json.contains(key) && json[key].is_string() && json[key] == value;
+}
+
+// How much of a file of this layout is safely on the disk; 0: it is not one.
 std::uint64_t synced_bytes(const std::string& head, const RecordFileLayout& layout) {
-  const std::size_t text_bytes = kHeaderBytes - kMarkBytes;
-  if (head.size() != kHeaderBytes || head.compare(0, text_bytes, layout.header(), 0, text_bytes)) {
-    return 0;
-  }
+  if (!layout.describes(head)) return 0;
   std::uint64_t bytes = 0;
   const char* end = head.data() + kHeaderBytes;
-  const auto [stop, error] = std::from_chars(head.data() + text_bytes, end, bytes);
+  const auto [stop, error] = std::from_chars(end - kMarkBytes, end, bytes);
   return error == std::errc{} && stop == end && bytes <= layout.file_bytes() ? bytes : 0;
+}
+
+fs::path resolved(const fs::path& path) {
+  std::error_code error;
+  const fs::path found = fs::weakly_canonical(path, error);
+  return error ? path : found;
+}
+
+// Stands for a model's folder in files that people pass on.
+std::string folder_mark(const fs::path& model) {
+  Fnv1a hash;
+  hash.add(std::string_view(resolved(model).native()));
+  return hash.text();
+}
+
+// A model's name for people: short, and of letters that every system shows.
+std::string short_name(const fs::path& model) {
+  std::string name = resolved(model).filename().string();
+  if (name.size() > kMaxNameBytes) name.resize(kMaxNameBytes);
+  for (char& c : name) {
+    const bool is_plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                          (c >= '0' && c <= '9') || c == '.' || c == '-' || c == '_';
+    if (!is_plain) c = '_';
+  }
+  return name;
+}
+
+// Calls `visit(path, json)` for every record file in a folder, finished or not.
+template <typename Visit>
+void for_each_record_file(const fs::path& folder, Visit&& visit) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  fs::directory_iterator entry(folder, error);
+  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    const bool is_named = entry->path().filename().string().find(kEnding) != std::string::npos;
+    std::error_code unknown;
+    if (is_named && entry->is_regular_file(unknown)) found.push_back(entry->path());
+  }
+  std::sort(found.begin(), found.end());
+  for (const fs::path& path : found) {
+    std::ifstream file(path, std::ios::binary);
+    std::string head(kHeaderBytes, '\0');
+    file.read(head.data(), static_cast<std::streamsize>(head.size()));
+    const nlohmann::json json = json_of(head);
+    if (has(json, "format", kFormat)) visit(path, json);
+  }
+}
+
+// Whether a record file was written for the model in this folder, whatever its weights were then.
+bool is_of_folder(const nlohmann::json& json, const fs::path& model) {
+  // Version 1 had the folder itself.
+  return has(json, "folder", folder_mark(model)) || has(json, "model", resolved(model).string());
+}
+
+RemovedFile remove_file(const fs::path& path) {
+  std::error_code error;
+  const std::uint64_t bytes = fs::file_size(path, error);
+  if (!fs::remove(path, error) && error) fail(path, "cannot be removed", error.value());
+  return {path, bytes};
+}
+
+// Weights that are not there any more leave files as large as all experts behind.
+std::vector<RemovedFile> remove_stale(const RecordFileLayout& layout, const fs::path& model,
+                                      const fs::path& folder) {
+  std::vector<RemovedFile> removed;
+  for_each_record_file(folder, [&](const fs::path& path, const nlohmann::json& json) {
+    if (!is_of_folder(json, model) || has(json, "key", layout.key())) return;
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return;
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) removed.push_back(remove_file(path));
+    ::close(fd);  // else another process writes it
+  });
+  return removed;
 }
 
 void check_room(const fs::path& folder, std::uint64_t bytes) {
@@ -128,45 +200,43 @@ void check_room(const fs::path& folder, std::uint64_t bytes) {
 }  // namespace
 
 RecordFileLayout::RecordFileLayout(const ModelWeights& weights, const fs::path& model) {
-  nlohmann::ordered_json json;
-  json["format"] = "moerun-records";
-  json["version"] = 1;
-  json["model"] = fs::weakly_canonical(model).string();
-  std::string identity;
-  std::vector<const SafetensorsFile*> files;
+  Fnv1a key;
+  const std::string contents = fingerprint_of(weights.checkpoint()).contents;
+  key.add(std::string_view(contents));
   std::uint64_t offset = kHeaderBytes;
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& layer = weights.layers[i];
     if (layer.experts.num_experts == 0) continue;
     const std::uint64_t stride = align_up(layer.bytes_per_expert());
     layers_.push_back({i, layer.experts.num_experts, offset, stride});
-    identity += message(i, " ", layer.experts.num_experts, " ", layer.experts.intermediate_size,
-                        " ", layer.record_bytes(), ";");
-    for (const ExpertFiles& expert : layer.expert_files) {
-      for (const FileMatrix* matrix : {&expert.gate, &expert.up, &expert.down}) {
-        if (std::find(files.begin(), files.end(), matrix->file) == files.end()) {
-          files.push_back(matrix->file);
-        }
-      }
+    for (const std::uint64_t size :
+         {i, layer.experts.num_experts, layer.experts.intermediate_size, layer.record_bytes()}) {
+      key.add(size);
     }
     offset += stride * layer.experts.num_experts;
   }
-  for (const SafetensorsFile* file : files) {
-    identity += message(file->path().filename().string(), " ", file->file_size(), " ",
-                        file->file().modified_ns(), ";");
-  }
   file_bytes_ = offset;
-  json["key"] = hex(hash_of(identity));
+  key_ = key.text();
+  nlohmann::ordered_json json;
+  json["format"] = kFormat;
+  json["version"] = kVersion;
+  json["name"] = short_name(model);
+  json["key"] = key_;
+  json["weights"] = contents;
+  json["folder"] = folder_mark(model);
   json["num_layers"] = layers_.size();
   json["file_bytes"] = file_bytes_;
-  header_ = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  if (header_.size() > kHeaderBytes - kMarkBytes) {
-    throw InvalidArgument(message(model.string(), ": the path is too long for a record file"));
-  }
+  header_ = json.dump();
   header_.resize(kHeaderBytes - kMarkBytes, ' ');
   header_ += mark_text(file_bytes_);
-  name_ =
-      fs::weakly_canonical(model).filename().string() + "-" + hex(hash_of(header_)) + ".records";
+  name_ = "experts-" + key_ + kEnding;  // not the model's: a copy of it finds the file too
+}
+
+bool RecordFileLayout::describes(const std::string& head) const {
+  if (head.size() != kHeaderBytes) return false;
+  const nlohmann::json json = json_of(head);
+  return has(json, "format", kFormat) && json.value("version", nlohmann::json()) == kVersion &&
+         has(json, "key", key_) && json.value("file_bytes", nlohmann::json()) == file_bytes_;
 }
 
 fs::path RecordFileLayout::path_in(const fs::path& folder) const { return folder / name_; }
@@ -187,10 +257,12 @@ std::vector<ExpertId> RecordFileLayout::experts() const {
   return ids;
 }
 
-void write_record_file(const ModelWeights& weights, const RecordFileLayout& layout,
-                       const fs::path& folder, const LoadProgress& progress) {
+std::vector<RemovedFile> write_record_file(const ModelWeights& weights,
+                                           const RecordFileLayout& layout, const fs::path& folder,
+                                           const LoadProgress& progress) {
   const fs::path path = layout.path_in(folder);
-  if (fs::exists(path)) return;
+  const fs::path& model = weights.checkpoint().directory();
+  if (fs::exists(path)) return remove_stale(layout, model, folder);
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) fail(folder, "cannot be created", error.value());
@@ -243,31 +315,21 @@ void write_record_file(const ModelWeights& weights, const RecordFileLayout& layo
   partial.sync();
   fs::rename(partial_path, path, error);
   if (error) fail(path, "cannot be given its name", error.value());
+  return remove_stale(layout, model, folder);
 }
 
-std::uint64_t remove_record_files(const fs::path& model, const fs::path& folder) {
-  const std::string name = fs::weakly_canonical(model).string();
-  std::uint64_t bytes = 0;
-  std::error_code error;
-  std::vector<fs::path> found;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
-    const std::string file_name = entry.path().filename().string();
-    if (file_name.find(".records") == std::string::npos || !entry.is_regular_file()) continue;
-    std::ifstream file(entry.path(), std::ios::binary);
-    std::string header(kHeaderBytes - kMarkBytes, '\0');
-    file.read(header.data(), static_cast<std::streamsize>(header.size()));
-    const auto json = nlohmann::json::parse(header, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object()) continue;
-    const auto is = [&](const char* key, const std::string& value) {
-      return json.contains(key) && json[key].is_string() && json[key] == value;
-    };
-    if (is("format", "moerun-records") && is("model", name)) found.push_back(entry.path());
+std::vector<RemovedFile> remove_record_files(const fs::path& model, const fs::path& folder) {
+  std::string contents;
+  try {
+    contents = fingerprint_of(Checkpoint::open(model)).contents;
+  } catch (const Error&) {  // weights that are damaged or gone: their folder is known
   }
-  for (const fs::path& path : found) {
-    bytes += fs::file_size(path, error);
-    if (!fs::remove(path, error) && error) fail(path, "cannot be removed", error.value());
-  }
-  return bytes;
+  std::vector<RemovedFile> removed;
+  for_each_record_file(folder, [&](const fs::path& path, const nlohmann::json& json) {
+    const bool is_same = !contents.empty() && has(json, "weights", contents);
+    if (is_same || is_of_folder(json, model)) removed.push_back(remove_file(path));
+  });
+  return removed;
 }
 
 RecordStore::RecordStore(const ModelWeights& weights, RecordFileLayout layout, const fs::path& path)
@@ -280,7 +342,7 @@ RecordStore::RecordStore(const ModelWeights& weights, RecordFileLayout layout, c
   if (file_.size() == expected.file_bytes()) {
     file_.read_at(0, {reinterpret_cast<std::byte*>(header.data()), header.size()});
   }
-  if (header != expected.header()) {
+  if (synced_bytes(header, expected) != expected.file_bytes()) {
     throw FormatError(message(path.string(), ": not the record file of this checkpoint (",
                               file_.size(), " bytes, expected ", expected.file_bytes(),
                               "); remove it, and it is written anew"));

@@ -1,8 +1,9 @@
 // An optional copy of all experts in the record layout: every segment of it is one read.
 //
-// The file: 4,096 bytes of JSON text padded with spaces (format, version, the checkpoint and its
+// The file: 4,096 bytes of JSON text padded with spaces (format, version, the model's name and the
 // key) and a number that says how much of the file is complete, then every expert of every layer in
-// order, each on a 4,096-byte border.
+// order, each on a 4,096-byte border. The key stands for the contents of the weights, wherever they
+// lie; the folder that they lay in is there as a hash alone.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +23,14 @@ namespace moerun {
 // Where everything is in the record file of a model.
 class RecordFileLayout {
  public:
+  // Reads samples of the weights. `model` is their folder.
   RecordFileLayout(const ModelWeights& weights, const std::filesystem::path& model);
 
-  // What the file starts with. Differs between checkpoints, also when only a file's time differs.
+  // What a new file starts with.
   const std::string& header() const { return header_; }
+  // Whether a file that starts with `head` has the records of these weights.
+  bool describes(const std::string& head) const;
+  const std::string& key() const { return key_; }
   // Of the file in `folder`, where it belongs.
   std::filesystem::path path_in(const std::filesystem::path& folder) const;
   std::uint64_t offset(ExpertId id) const;
@@ -41,19 +46,29 @@ class RecordFileLayout {
   };
   std::vector<Layer> layers_;
   std::uint64_t file_bytes_ = 0;
+  std::string key_;
   std::string name_;
   std::string header_;
 };
 
-// Writes the record file unless it is there. Goes on where an earlier call was interrupted. Throws
+struct RemovedFile {
+  std::filesystem::path path;
+  std::uint64_t bytes;
+};
+
+// Writes the record file unless it is there. Goes on where an earlier call was interrupted. A new
+// file replaces those of weights that lay in the model's folder before; these are returned. Throws
 // FileError where the folder cannot be written to, the disk is full, or another process is at it;
 // and what `progress` throws, which leaves what was done for the next call.
-void write_record_file(const ModelWeights& weights, const RecordFileLayout& layout,
-                       const std::filesystem::path& folder, const LoadProgress& progress);
+std::vector<RemovedFile> write_record_file(const ModelWeights& weights,
+                                           const RecordFileLayout& layout,
+                                           const std::filesystem::path& folder,
+                                           const LoadProgress& progress);
 
-// Removes the record files of a model in a folder, finished or not. Returns their bytes.
-std::uint64_t remove_record_files(const std::filesystem::path& model,
-                                  const std::filesystem::path& folder);
+// Removes record files, finished or not, of the weights that a model has, and of those that its
+// folder had before.
+std::vector<RemovedFile> remove_record_files(const std::filesystem::path& model,
+                                             const std::filesystem::path& folder);
 
 // What reading experts from a record file takes, whether it has been written or not.
 class RecordPieces : public PieceSizes {

@@ -56,7 +56,8 @@ std::string dry_run_json(const std::filesystem::path& path, const ModelOptions& 
                               {"split", layer.split},
                               {"slot_bytes", layer.slot_bytes}});
   }
-  return json.dump();
+  // The path may be in any encoding.
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 }  // namespace moerun

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/bytes_text.h"
 #include "base/cpu_features.h"
 #include "base/error.h"
 #include "device/cpu/kernel_table.h"
@@ -20,11 +21,15 @@ constexpr std::int64_t kMaxPrefillChunk = 65536;
 std::unique_ptr<ExpertStore> open_store(const ModelWeights& weights,
                                         const std::filesystem::path& model,
                                         const std::string& pack_folder,
-                                        const LoadProgress& progress) {
+                                        const LoadProgress& progress,
+                                        std::vector<std::string>& notes) {
   if (pack_folder.empty()) return std::make_unique<CheckpointStore>(weights);
   RecordFileLayout layout(weights, model);
   const auto path = layout.path_in(pack_folder);
-  write_record_file(weights, layout, pack_folder, progress);
+  for (const RemovedFile& each : write_record_file(weights, layout, pack_folder, progress)) {
+    notes.push_back(message("removed ", each.path.string(), " (", bytes_text(each.bytes),
+                            "), the record file of weights that this model had before"));
+  }
   return std::make_unique<RecordStore>(weights, std::move(layout), path);
 }
 
@@ -107,6 +112,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   const CacheLayout& layout = model->plan_.layout();
   Backend& backend = *model->plan_.backend;
   const bool copies_experts = !layout.is_resident && !backend.is_host();
+  std::vector<std::string> notes;
   {
     ThreadPool loaders(model->threads());
     if (copies_experts) {
@@ -119,7 +125,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   if (!backend.is_host()) weights.move_to(backend, *backend.make_stream());
   if (!layout.is_resident) {
     if (!copies_experts || model->host_->plan.disk_bytes != 0) {
-      model->store_ = open_store(weights, path, options.experts.pack_folder, progress);
+      model->store_ = open_store(weights, path, options.experts.pack_folder, progress, notes);
     }
     if (copies_experts && model->host_->ring) {
       model->store_ =
@@ -135,10 +141,12 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   model->decoder_ = std::make_unique<Decoder>(model->config(), weights, backend,
                                               model->cache_.get(), options.decoder);
   if (model->cache_) model->warm_cache(progress);
+  if (model->host_) {
+    notes.insert(notes.end(), model->host_->plan.notes.begin(), model->host_->plan.notes.end());
+  }
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
-                        model->plan_.weights->bytes_read(),
-                        model->host_ ? model->host_->plan.notes : std::vector<std::string>{}};
+                        model->plan_.weights->bytes_read(), std::move(notes)};
   return model;
 }
 

@@ -61,7 +61,8 @@ std::string stats_json(const Model& model) {
   const auto batch = model.batch_stats();
   stats["batch"] = batch ? batch_json(*batch) : Json(nullptr);
   stats["logits_hash"] = generation ? Json(hex(last.logits_hash)) : Json(nullptr);
-  return stats.dump();
+  // A path in a note may be in any encoding.
+  return stats.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string config_json(const ModelConfig& config) {

@@ -139,7 +139,7 @@ void check_model(const PredictorFile& file, const ExpectedModel& expected,
   };
   const PredictorShape& shape = file.shape;
   compare("model_id", file.model_id, expected.model_id, !expected.model_id.empty());
-  compare("the hash of tokenizer.json", file.tokenizer_hash, expected.tokenizer_hash,
+  compare("tokenizer_hash", file.tokenizer_hash, expected.tokenizer_hash,
           !expected.tokenizer_hash.empty());
   compare("vocab_size", shape.vocab_size, expected.vocab_size, expected.vocab_size != 0);
   compare("moe_layers", list_text(shape.moe_layers), list_text(expected.moe_layers),

@@ -34,8 +34,8 @@ struct PredictorShape {
 
 // What a predictor must have been trained for; what is empty or 0 is not compared.
 struct ExpectedModel {
-  std::string model_id;        // moerun.planning.model_id
-  std::string tokenizer_hash;  // SHA-256 of tokenizer.json, in hexadecimal
+  std::string model_id;        // ModelIdentity.model_id of moerun.identity
+  std::string tokenizer_hash;  // ModelIdentity.tokenizer_hash: 64 hexadecimal digits
   std::size_t vocab_size = 0;
   std::vector<std::size_t> moe_layers;
   std::size_t num_experts = 0;

@@ -84,6 +84,7 @@ class ModelWeights {
   // How many layers with experts come before this one.
   std::size_t moe_index(std::size_t layer) const;
   std::uint64_t bytes_read() const { return bytes_read_; }
+  const Checkpoint& checkpoint() const { return checkpoint_; }
 
  private:
   friend class WeightsBuilder;

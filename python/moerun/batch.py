@@ -17,6 +17,7 @@ from moerun.arguments import check_int, check_str, shown
 from moerun.cache_options import size_text
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, request_of
+from moerun.identity import ModelIdentity
 
 if TYPE_CHECKING:
     from moerun.model import Model
@@ -215,14 +216,12 @@ def scheduling_options(
     if predictor is None:  # which the runtime refuses, unless it is off
         nothing = {"predictor": "", "model_id": "", "tokenizer_hash": ""}
         return {"schedule": names[schedule], **nothing}
-    from moerun.predictor.inference import ModelFacts
-
-    facts = ModelFacts(model)
+    identity = ModelIdentity(model)
     return {
         "schedule": names[schedule],
         "predictor": check_str("predictor", str(Path(os.fspath(predictor)).expanduser())),
-        "model_id": facts.model_id,
-        "tokenizer_hash": facts.tokenizer_hash,
+        "model_id": identity.model_id,
+        "tokenizer_hash": identity.tokenizer_hash,
     }
 
 

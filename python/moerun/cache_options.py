@@ -122,7 +122,7 @@ def dry_run(
         **cache_options(expert_budget, policy, split, prefetch, plan, pin_limit, host_tier),
     }
     check_plan_model(options.get("plan"), directory)
-    found = _moerun.dry_run(str(directory), **options)
+    found = _moerun.dry_run(os.fsencode(directory), **options)
     if stored is not None:  # its slots, in memory as large as without it
         planned = dry_run(directory, device, threads, context_length, plan=stored)
         if planned["arena_bytes"] <= found["arena_bytes"]:

@@ -143,7 +143,7 @@ class Model(CacheControl, BatchControl):
         if cache_events:
             options["cache_events"] = True
         check_plan_model(options.get("plan"), directory)
-        native = _moerun.Model(str(directory), **options)
+        native = _moerun.Model(os.fsencode(directory), **options)
         for note in native.stats()["load"]["notes"]:
             warnings.warn(note, MoerunWarning, stacklevel=2)
         model = cls(native, directory, bool(cache_events))

@@ -43,6 +43,9 @@ def remove_pack(
 ) -> int:
     """Remove the record files of a model, finished or not; return the bytes that were freed.
 
+    These are the files of the weights that the model has now, also where a copy of the model wrote
+    them, and those of weights that lay in its folder before.
+
     Args:
         path: the model, as for `Model.load`.
         folder: where they are; None for `pack_folder()`.
@@ -50,5 +53,14 @@ def remove_pack(
     Raises:
         FileError: a file cannot be removed.
     """
+    return sum(remove_record_files(path, folder).values())
+
+
+def remove_record_files(
+    path: str | os.PathLike[str] | None = None, folder: str | os.PathLike[str] | None = None
+) -> dict[Path, int]:
+    """Remove the same; return the bytes of each file."""
     place = folder_of(True if folder is None else folder)
-    return _moerun.remove_record_files(str(resolve_model(path)), str(place))
+    assert place is not None
+    found = _moerun.remove_record_files(os.fsencode(resolve_model(path)), os.fsencode(place))
+    return {Path(os.fsdecode(file)): size for file, size in found}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moerun.arguments import check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
+from moerun.identity import model_id
 
 if TYPE_CHECKING:
     from moerun.planning import Plan
@@ -61,8 +62,6 @@ def check_plan_model(name: str | None, directory: Path, text: str = "") -> None:
     planned = _model_id_in(name, text)
     if planned is None:
         return
-    from moerun.planning import model_id
-
     found = model_id(directory)
     if planned != found:
         raise FormatError(

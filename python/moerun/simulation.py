@@ -230,7 +230,7 @@ def simulate(
     check_plan_model(options.get("plan"), directory)
     has_predictions = all(routing.prefetch_ids is not None for routing in routings)
     result = _moerun.simulate(
-        str(directory),
+        os.fsencode(directory),
         [_ids("expert_ids", routing.expert_ids) for routing in routings],
         [_ids("prefetch_ids", routing.prefetch_ids) for routing in routings]
         if has_predictions

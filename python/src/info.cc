@@ -1,11 +1,14 @@
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "bindings.h"
 #include "device/cpu/bandwidth.h"
 #include "device/cuda_bandwidth.h"
 #include "device/cuda_query.h"
+#include "io/checkpoint.h"
+#include "io/checkpoint_fingerprint.h"
 #include "model/device_choice.h"
 #include "model/stats.h"
 #if defined(MOERUN_CUDA_HOST)
@@ -54,6 +57,24 @@ void register_info(py::module_& module) {
   module.def(
       "model_config",
       [](const std::string& path) { return from_json(config_json(load_model_config(path))); },
+      py::arg("path"));
+  module.def(
+      "checkpoint_fingerprint",
+      [](const std::string& path) {
+        CheckpointFingerprint found;
+        std::vector<std::string> files;
+        {
+          const py::gil_scoped_release release;
+          const Checkpoint checkpoint = Checkpoint::open(path);
+          found = fingerprint_of(checkpoint);
+          for (const SafetensorsFile& file : checkpoint.files()) {
+            files.push_back(file.path().native());
+          }
+        }
+        py::list names;
+        for (const std::string& file : files) names.append(py::bytes(file));
+        return py::make_tuple(found.headers, found.contents, names);
+      },
       py::arg("path"));
   module.def("measure_read_bandwidth", &measure_read_bandwidth, py::arg("threads"),
              py::arg("bytes"), py::call_guard<py::gil_scoped_release>());

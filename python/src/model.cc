@@ -214,9 +214,16 @@ py::dict routing_window(const PythonModel& self) {
 }  // namespace
 
 void register_model(py::module_& module) {
-  module.def("remove_record_files", [](const std::string& path, const std::string& folder) {
-    return remove_record_files(path, folder);
-  });
+  module.def(
+      "remove_record_files",
+      [](const std::string& path, const std::string& folder) {
+        py::list removed;
+        for (const RemovedFile& each : remove_record_files(path, folder)) {
+          removed.append(py::make_tuple(py::bytes(each.path.native()), each.bytes));
+        }
+        return removed;
+      },
+      py::arg("path"), py::arg("folder"));
   module.def("dry_run", &dry_run, py::arg("path"));
   py::class_<PythonModel>(module, "Model")
       .def(py::init(&load), py::arg("path"), py::arg("progress") = py::none())

@@ -266,7 +266,7 @@ TEST("path predictor: files of other models are refused, and what differs is sai
   const std::string again = "moe-predictor train";
   refuses(nothing, {"model_id is 0123456789abcdef, expected 1", "'some model'", again},
           {"1", "", 0, {}, 0, 0});
-  refuses(nothing, {"hash of tokenizer.json is aaa", again}, {"", "b", 0, {}, 0, 0});
+  refuses(nothing, {"tokenizer_hash is aaa", again}, {"", "b", 0, {}, 0, 0});
   refuses(nothing, {"vocab_size is 11, expected 12"}, {"", "", 12, {}, 0, 0});
   refuses(nothing, {"moe_layers is [1, 3], expected [1, 2]"}, {"", "", 0, {1, 2}, 0, 0});
   refuses(nothing, {"num_experts is 5, expected 6; top_k is 2, expected 3"}, {"", "", 0, {}, 6, 3});

@@ -20,8 +20,8 @@ namespace fs = std::filesystem;
 
 const char* const kModel = MOERUN_TEST_MODEL;
 
-std::vector<std::uint64_t> hashes(const ModelOptions& options) {
-  const auto model = Model::load(kModel, options);
+std::vector<std::uint64_t> hashes(const ModelOptions& options, const fs::path& path = kModel) {
+  const auto model = Model::load(path, options);
   std::vector<std::uint64_t> result;
   Generation generation(model, {1, 2, 3, 4, 5}, {{}, 8, {}});
   while (generation.next()) result.push_back(generation.stats().logits_hash);
@@ -34,6 +34,22 @@ ModelOptions packed(const fs::path& folder, double split = 0.4) {
   options.experts.split = {split};
   options.experts.pack_folder = folder.string();
   return options;
+}
+
+fs::path copy_of_model(const fs::path& folder) {
+  fs::create_directories(folder);
+  for (const auto& entry : fs::directory_iterator(kModel)) {
+    fs::copy(entry.path(), folder / entry.path().filename(), fs::copy_options::recursive);
+  }
+  return folder;
+}
+
+void change_last_byte(const fs::path& path) {
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekg(-1, std::ios::end);
+  const char byte = static_cast<char>(file.get() ^ 1);
+  file.seekp(-1, std::ios::end);
+  file.put(byte);
 }
 
 fs::path only_file(const fs::path& folder) {
@@ -115,10 +131,71 @@ TEST("record files of a model are removed, others stay") {
   const RecordFileLayout layout(*plan.weights, kModel);
   write_record_file(*plan.weights, layout, temp.path(), {});
   std::ofstream(temp.path() / "notes.records") << "mine";
-  CHECK_EQ(remove_record_files(kModel, temp.path()), layout.file_bytes());
+  const auto removed = remove_record_files(kModel, temp.path());
+  CHECK_EQ(removed.size(), std::size_t{1});
+  CHECK_EQ(removed.front().bytes, layout.file_bytes());
+  CHECK(removed.front().path == layout.path_in(temp.path()));
   CHECK(only_file(temp.path()).filename() == "notes.records");
-  CHECK_EQ(remove_record_files(kModel, temp.path()), std::uint64_t{0});
-  CHECK_EQ(remove_record_files(kModel, temp.path() / "nowhere"), std::uint64_t{0});
+  CHECK(remove_record_files(kModel, temp.path()).empty());
+  CHECK(remove_record_files(kModel, temp.path() / "nowhere").empty());
+}
+
+TEST("weights of the same size and time are other weights, and their old record file goes") {
+  const TempFolder temp;
+  const fs::path model = copy_of_model(temp.path() / "model");
+  hashes(packed(temp.path() / "packs"), model);
+  const fs::path before = only_file(temp.path() / "packs");
+  const fs::path weights = model / "model.safetensors";
+  const auto time = fs::last_write_time(weights);
+  change_last_byte(weights);
+  fs::last_write_time(weights, time);
+  CHECK(hashes(packed(temp.path() / "packs"), model) == hashes({}, model));
+  const fs::path after = only_file(temp.path() / "packs");
+  CHECK(after != before);
+}
+
+TEST("the record file of a model that was moved or copied is used again") {
+  const TempFolder temp;
+  const fs::path model = copy_of_model(temp.path() / "model");
+  hashes(packed(temp.path() / "packs"), model);
+  const fs::path file = only_file(temp.path() / "packs");
+  const auto time = fs::last_write_time(file);
+  fs::rename(model, temp.path() / "other");
+  hashes(packed(temp.path() / "packs"), temp.path() / "other");
+  CHECK(fs::last_write_time(only_file(temp.path() / "packs")) == time);
+  CHECK_EQ(remove_record_files(temp.path() / "other", temp.path() / "packs").size(),
+           std::size_t{1});
+}
+
+TEST("a record file has no path in it and a short name, whatever the model's folder is called") {
+  for (const std::string& name : {std::string(250, 'a'), std::string("caf\xe9 \xff")}) {
+    const TempFolder temp;
+    const fs::path model = copy_of_model(temp.path() / name);
+    CHECK(hashes(packed(temp.path() / "packs"), model) == hashes({}));
+    const fs::path file = only_file(temp.path() / "packs");
+    CHECK(file.filename().string().size() < 128);
+    std::string head(4096, '\0');
+    std::ifstream(file, std::ios::binary).read(head.data(), 4096);
+    CHECK(head.find(temp.path().string()) == std::string::npos);
+    CHECK(head.find('/') == std::string::npos);
+  }
+}
+
+TEST("a record file of version 1 that was written for this folder is removed with the new one") {
+  const TempFolder temp;
+  const std::string folder = fs::canonical(kModel).string();
+  const auto old = temp.write("tiny-olmoe-0123456789abcdef.records",
+                              R"({"format":"moerun-records","version":1,"model":")" + folder +
+                                  R"(","key":"0123456789abcdef"})");
+  const auto others = temp.write("other-0123456789abcdef.records",
+                                 R"({"format":"moerun-records","version":1,"model":"/other"})");
+  const ModelPlan plan = plan_model(kModel, {});
+  const RecordFileLayout layout(*plan.weights, kModel);
+  const auto removed = write_record_file(*plan.weights, layout, temp.path(), {});
+  CHECK_EQ(removed.size(), std::size_t{1});
+  CHECK(removed.front().path == old);
+  CHECK(!fs::exists(old));
+  CHECK(fs::exists(others));
 }
 
 TEST("a folder that cannot be written to is named") {

@@ -4,9 +4,9 @@ import numpy as np
 from traces import write_trace
 
 from moerun import SequenceRouting
+from moerun.identity import ModelIdentity
 from moerun.predictor import NetShape
 from moerun.predictor.files import PredictorInfo, write_predictor
-from moerun.predictor.inference import ModelFacts
 
 SMALL = NetShape(
     embedding_size=32, hidden_size=64, mlp_size=96, num_blocks=2, num_heads=4, window=6
@@ -64,7 +64,7 @@ def ruled_trace(path, domains=("a",) * 8, seed=0, tokens=64, **sizes):
 
 def predictor_of_shipped_model(path, **own):
     """Write a random predictor that the model which ships with the package takes."""
-    facts = ModelFacts(None)
+    facts = ModelIdentity(None)
     sizes = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
     ids = {"model_id": facts.model_id, "tokenizer_hash": facts.tokenizer_hash}
     random_predictor(path, **sizes, **{**ids, **own})

@@ -15,8 +15,8 @@ from synthetic_routing import Source, synthetic_routing, write_trace
 
 import moerun
 from moerun import Trace
+from moerun.identity import ModelIdentity
 from moerun.planning import CostModel, layer_curves
-from moerun.predictor.inference import ModelFacts
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -240,7 +240,7 @@ def test_bench_predictive_with_experts_that_were_made_larger(tmp_path):
     predictor = predictor_of_shipped_model(tmp_path / "p.safetensors")
     larger = tmp_path / "larger"
     options = ("--factor", 2, "--predictor", predictor)
-    run("padded_experts.py", ModelFacts(None).directory, larger, *options)
+    run("padded_experts.py", ModelIdentity(None).directory, larger, *options)
     with moerun.Model.load() as small, moerun.Model.load(larger) as padded:
         sizes = [each.stats()["cache"]["total_expert_bytes"] for each in (small, padded)]
         assert sizes[1] == 2 * sizes[0]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import change_json, offline_environment
+from conftest import offline_environment
 from test_cli_plan import record
 
 import moerun
 from moerun import Model, _moerun
 from moerun.errors import FormatError, InvalidArgumentError, OutOfMemoryError
+from moerun.identity import ModelIdentity
 from moerun.planning import (
     CostModel,
     all_stored_costs,
@@ -23,7 +24,6 @@ from moerun.planning import (
     costs_folder,
     forget_costs,
     machine_name,
-    model_id,
     store_costs,
     stored_costs,
 )
@@ -78,7 +78,7 @@ def test_what_is_measured_makes_sense(costs, default_path):
     assert costs.wake_s >= 0
     assert (costs.device, costs.store, costs.threads) == ("cpu", "checkpoint", 1)
     assert (costs.context_tokens, costs.model) == (256, "tiny-olmoe")
-    assert costs.model_id == model_id(default_path)
+    assert costs.sizes_id == ModelIdentity(default_path).sizes_id
     assert costs.machine == machine_name()
     assert costs.moerun_version == moerun.__version__
     assert costs.direct_io in (True, False)
@@ -219,7 +219,7 @@ def test_what_is_stored_is_found_again(costs, default_path, folder):
     "change",
     [
         {"machine": "another"},
-        {"model_id": "0" * 16},
+        {"sizes_id": "0" * 16},
         {"device": "cuda"},
         {"moerun_version": "99.0.0"},
     ],
@@ -240,7 +240,7 @@ def test_a_patch_version_measures_alike(costs, default_path):
 
 
 def test_costs_that_say_nothing_of_their_origin_cannot_be_stored(costs):
-    for name in ("machine", "model_id", "device", "store"):
+    for name in ("machine", "sizes_id", "device", "store"):
         with pytest.raises(InvalidArgumentError, match=name):
             store_costs(replace(costs, **{name: ""}))
 
@@ -256,18 +256,11 @@ def test_a_damaged_file_is_named_and_replaced(costs, default_path):
         assert stored_costs(default_path, "cpu") == costs
 
 
-def test_a_model_is_its_sizes_and_files(default_path, model_copy):
-    identity = model_id(default_path)
-    assert len(identity) == 16
-    assert int(identity, 16) >= 0
-    assert model_id() == identity
-    assert model_id(model_copy) == identity
-    change_json(model_copy / "config.json", num_experts_per_tok=3)
-    assert model_id(model_copy) != identity
-    change_json(model_copy / "config.json", num_experts_per_tok=4)
-    assert model_id(model_copy) == identity
-    (model_copy / "more.safetensors").write_bytes(b"12345678")
-    assert model_id(model_copy) != identity
+def test_costs_of_version_2_do_not_say_of_which_sizes_they_are(costs):
+    value = json.loads(costs.to_json())
+    del value["sizes_id"]
+    old = CostModel.from_json(json.dumps({**value, "version": 2, "model_id": "0" * 16}))
+    assert old == replace(costs, sizes_id="")
 
 
 # moe-plan
@@ -321,7 +314,7 @@ def test_calibrate_lists_and_forgets(tmp_path, costs):
     for part in ("tiny-olmoe", "checkpoint", "days ago", machine_name(), path.name):
         assert part in text
     value = json.loads(run("calibrate", "--list", "--json", cache=cache).stdout)
-    assert value["stored"][0]["costs"]["model_id"] == costs.model_id
+    assert value["stored"][0]["costs"]["sizes_id"] == costs.sizes_id
     assert run("calibrate", "--forget", cache=cache).stdout == "1 measurement removed\n"
     assert "nothing is stored" in run("calibrate", "--list", cache=cache).stdout
 
@@ -335,12 +328,12 @@ def test_costs_of_another_machine_or_model(tmp_path, trace, costs):
     assert "another machine (a supercomputer" in done.stderr
     assert "--other-machine" in done.stderr
     assert run(*command, "--other-machine").returncode == 0
-    file.write_text(replace(costs, model_id="0" * 16).to_json())
+    file.write_text(replace(costs, sizes_id="0" * 16).to_json())
     for more in ((), ("--other-machine",)):
         done = run(*command, *more)
         assert done.returncode == 1
         assert "measured with another model" in done.stderr
-    file.write_text(replace(costs, machine="", model_id="").to_json())
+    file.write_text(replace(costs, machine="", sizes_id="").to_json())
     assert run(*command).returncode == 0
 
 

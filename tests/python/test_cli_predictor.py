@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from predictors import random_predictor, ruled_trace
 
-from moerun.predictor.inference import ModelFacts
+from moerun.identity import ModelIdentity
 from moerun_tools.predictor import main
 
 
@@ -28,7 +28,7 @@ def trace(tmp_path):
 
 @pytest.fixture
 def predictor(tmp_path, default_path):
-    facts = ModelFacts(default_path)
+    facts = ModelIdentity(default_path)
     path = tmp_path / "p.safetensors"
     random_predictor(
         path,

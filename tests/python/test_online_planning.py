@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import moerun
 from moerun import Model, _moerun
 from moerun.errors import MoerunError, MoerunWarning
-from moerun.planning import CostModel, machine_name, model_id, store_costs
+from moerun.identity import ModelIdentity
+from moerun.planning import CostModel, machine_name, store_costs
 from moerun.planning.online import LEAST_TOKENS, Hysteresis, OnlinePlanner
 from moerun.planning.plans import Problem
 
@@ -211,7 +212,11 @@ def test_without_costs_the_times_of_the_run_are_taken(default_path, replay):
 
 
 def test_calibrated_costs_are_found(default_path, replay):
-    mine = {"machine": machine_name(), "model_id": model_id(default_path), "device": "cpu"}
+    mine = {
+        "machine": machine_name(),
+        "sizes_id": ModelIdentity(default_path).sizes_id,
+        "device": "cpu",
+    }
     of_now = {"store": "checkpoint", "moerun_version": moerun.__version__}
     file = store_costs(replace(COSTS, **mine, **of_now))
     with loaded(default_path, replay) as model:

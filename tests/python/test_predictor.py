@@ -12,15 +12,14 @@ from predictors import SMALL, random_predictor
 
 import moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.identity import ModelIdentity
 from moerun.predictor import NetShape, PathPredictor, default_shape, read_info
 from moerun.predictor.files import (
     bf16_bits,
     bf16_rounded,
     sequence_hash,
-    tokenizer_hash,
     write_predictor,
 )
-from moerun.predictor.inference import ModelFacts
 
 
 @pytest.fixture
@@ -146,7 +145,7 @@ def test_wrong_arguments_are_refused(path):
 
 
 def test_a_predictor_of_another_model_or_tokenizer_is_refused(tmp_path, default_path, model_copy):
-    facts = ModelFacts(default_path)
+    facts = ModelIdentity(default_path)
     own = {"model_id": facts.model_id, "tokenizer_hash": facts.tokenizer_hash}
     sizes = {"vocab_size": 4096, "layers": 8, "experts": 32, "top_k": 4}
     file = tmp_path / "p.safetensors"
@@ -155,10 +154,10 @@ def test_a_predictor_of_another_model_or_tokenizer_is_refused(tmp_path, default_
     assert PathPredictor.open(file, model_copy).info.model_id == facts.model_id
     tokenizer = model_copy / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
-    with pytest.raises(FormatError, match=r"hash of tokenizer\.json is .*moe-predictor train"):
+    with pytest.raises(FormatError, match=r"tokenizer_hash is .*moe-predictor train"):
         PathPredictor.open(file, model_copy)
     tokenizer.unlink()
-    assert tokenizer_hash(model_copy) == "0" * 64
+    assert ModelIdentity(model_copy).tokenizer_hash == "0" * 64
     random_predictor(file, **sizes, **{**own, "model_id": "f" * 16})
     with pytest.raises(FormatError, match=r"model_id is f+, expected .*moe-predictor train"):
         PathPredictor.open(file, default_path)

@@ -10,52 +10,6 @@ from test_recording import TEXTS, TwoStacks, record
 from moerun import Model, Trace
 from moerun.errors import FileError, InvalidArgumentError
 from moerun.recording import NativeEngine, TraceOptions, check_output
-from moerun.recording.model_files import model_fingerprint
-
-
-@pytest.fixture
-def model_folder(tmp_path):
-    folder = tmp_path / "a" / "model"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(100_000) + b"weights")
-    return folder
-
-
-def test_a_copy_of_a_model_has_the_same_fingerprint_and_so_has_one_with_a_trace_beside(
-    tmp_path, model_folder
-):
-    copy = tmp_path / "b"
-    copy.mkdir()
-    for file in model_folder.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "trace.safetensors").write_bytes(b"a trace")
-    assert model_fingerprint(copy) == model_fingerprint(model_folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("config.json", b'{"top_k": 2}'),
-        ("model.safetensors", b"shorter"),
-        ("model.safetensors", bytes(100_000) + b"trained"),  # of the same size
-        ("model-00001-of-00002.safetensors", b""),
-    ],
-)
-def test_other_files_of_a_model_are_another_model(model_folder, name, data):
-    before = model_fingerprint(model_folder), model_fingerprint(model_folder, with_weights=False)
-    (model_folder / name).write_bytes(data)
-    assert model_fingerprint(model_folder) != before[0]
-    is_config = name == "config.json"
-    assert (model_fingerprint(model_folder, with_weights=False) != before[1]) == is_config
-    assert model_fingerprint(model_folder / "config.json") == model_fingerprint(
-        model_folder, with_weights=False
-    )
-
-
-def test_a_model_whose_files_are_gone_is_an_error_that_names_them(tmp_path):
-    with pytest.raises(FileError, match=r"config\.json cannot be read"):
-        model_fingerprint(tmp_path)
 
 
 def test_resuming_with_another_model_of_the_same_name_is_refused(tmp_path, model, model_copy):

@@ -13,8 +13,8 @@ from traces import write_trace
 import moerun
 from moerun import Model, SequenceRouting, SimulationCosts, simulate
 from moerun.errors import FormatError, InvalidArgumentError, MissingFileError
+from moerun.identity import ModelIdentity
 from moerun.predictor.files import write_predictor
-from moerun.predictor.inference import ModelFacts
 from moerun_tools.plan import main as moe_plan
 
 COSTS = SimulationCosts(
@@ -32,7 +32,7 @@ PROMPT = 6
 
 @pytest.fixture(scope="module")
 def facts():
-    found = ModelFacts(None)
+    found = ModelIdentity(None)
     return {"model_id": found.model_id, "tokenizer_hash": found.tokenizer_hash}
 
 

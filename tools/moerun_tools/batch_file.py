@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.user_files import read_bounded
 
 # What a line may say of its own text, in place of the command line.
 GENERATION_FIELDS = (
@@ -24,6 +25,11 @@ GENERATION_FIELDS = (
     "stop",
     "ignore_eos",
 )
+
+_MAX_BYTES = 1 << 30
+_MAX_DEPTH = 32
+_MOST_NAMES = 10
+_MAX_NAME = 60  # characters of a field's name in a message
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class BatchInput:
 
     Attributes:
         lines: in their order; lines without text are passed over.
-        ignored: names of fields that mean nothing here.
+        ignored: names of fields that mean nothing here; of many, the first ones.
         fingerprint: of the bytes.
     """
 
@@ -74,15 +80,11 @@ class BatchInput:
 
         Raises:
             MissingFileError: there is no such file.
-            FileError: it cannot be read.
+            FileError: it cannot be read, or is a pipe or a device.
+            FormatError: it is too large to be a file of prompts.
             InvalidArgumentError: it has no line.
         """
-        try:
-            data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        except FileNotFoundError:
-            raise MissingFileError(f"the batch file {path} does not exist") from None
-        except OSError as error:
-            raise FileError(f"the batch file {path} cannot be read: {error.strerror}") from None
+        data = _read_stdin() if str(path) == "-" else _read_file(path)
         lines: list[BatchLine | BadLine] = []
         ignored: dict[str, None] = {}
         for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
@@ -97,18 +99,40 @@ class BatchInput:
                 f"the batch file {path} is empty; it needs a line for each prompt, such as "
                 '{"prompt": "import os"}'
             )
-        return cls(lines, list(ignored), hashlib.sha256(data).hexdigest())
+        names = list(ignored)
+        if len(names) > _MOST_NAMES:
+            names[_MOST_NAMES:] = [f"and {len(names) - _MOST_NAMES} more"]
+        return cls(lines, names, hashlib.sha256(data).hexdigest())
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise FileError("the batch file - cannot be read: standard input is closed")
+    try:
+        data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise FileError(f"the batch file - cannot be read: {error.strerror}") from None
+    if len(data) > _MAX_BYTES:
+        raise FormatError(
+            f"the batch file - is too large: expected at most {_MAX_BYTES:,} bytes; divide it"
+        )
+    return data
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return read_bounded(path, _MAX_BYTES)
+    except MissingFileError:
+        raise MissingFileError(f"the batch file {path} does not exist") from None
+    except FileError as error:
+        hint = ""
+        if not path.is_file() and not path.is_dir():
+            hint = f"; prompts from a pipe come by standard input: --batch - < {path}"
+        raise FileError(f"the batch file cannot be read: {error}{hint}") from None
 
 
 def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise FormatError(f"not UTF-8: byte 0x{line[error.start]:02x}") from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"not JSON: {error.msg}, at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON: {error}") from None
+    value = _json_of(line)
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
@@ -116,6 +140,8 @@ def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
             "expected a text, or an object with a text `prompt`, found "
             f"{'null' if value is None else type(value).__name__}"
         )
+    if not _is_flat(value, _MAX_DEPTH):
+        raise FormatError(f"nested more than {_MAX_DEPTH} levels deep, expected a plain object")
     prompt = value.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         found = "none" if "prompt" not in value else json.dumps(prompt)[:40]
@@ -126,9 +152,40 @@ def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
         raise FormatError("`prompt` is not valid Unicode: it has a lone surrogate") from None
     try:
         json.dumps(value.get("id"), allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+    except ValueError:
         raise FormatError("`id`: it cannot be written as JSON again") from None
     known = ("prompt", "id", *GENERATION_FIELDS)
-    ignored.update(dict.fromkeys(name for name in value if name not in known))
+    ignored.update(dict.fromkeys(_name_of(name) for name in value if name not in known))
     generation = {name: value[name] for name in GENERATION_FIELDS if value.get(name) is not None}
     return BatchLine(number, prompt, value.get("id"), generation)
+
+
+def _json_of(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8: byte 0x{line[error.start]:02x}") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(f"not JSON: {error.msg}, at column {error.colno}") from None
+    except RecursionError:
+        raise FormatError("not JSON of a prompt: nested too deep") from None
+    except ValueError as error:
+        raise FormatError(f"not JSON: {error}") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _is_flat(value: Any, levels: int) -> bool:
+    """Return whether a value is nested at most so deep: what writes it again is recursive."""
+    if not isinstance(value, (dict, list)):
+        return True
+    entries = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_flat(entry, levels - 1) for entry in entries)
+
+
+def _name_of(field: str) -> str:
+    """Return a field's name as a terminal can show it."""
+    shown = field if len(field) <= _MAX_NAME else field[: _MAX_NAME - 3] + "..."
+    return shown if shown.isprintable() else ascii(shown)

@@ -19,6 +19,7 @@ from moerun import Batch, BatchResult, Model
 from moerun.batch import Schedule
 from moerun.errors import MoerunError
 from moerun.generation_request import draw_seed
+from moerun.user_files import user_path
 from moerun_tools.batch_file import BadLine, BatchInput, BatchLine
 from moerun_tools.batch_output import BatchOutput, results_in_order
 from moerun_tools.cache_report import statistics_text
@@ -28,6 +29,7 @@ from moerun_tools.report import batch_lines, json_line
 
 # Sequences that wait or run: one is always ready to join, and a large file is no large queue.
 _MOST_AHEAD = 4096
+_MAX_ERROR = 1000  # characters
 
 
 class BatchRun:
@@ -71,9 +73,14 @@ class BatchRun:
             yield self._report(result)
 
     def _report(self, result: BatchResult) -> dict[str, Any]:
+        line = self._running.pop(result.sequence)
+        try:
+            text = self._model.tokenizer.decode(result.token_ids)
+        except Exception as error:
+            return _failure(line, error)
         return {
-            **_head(self._running.pop(result.sequence)),
-            "text": self._model.tokenizer.decode(result.token_ids),
+            **_head(line),
+            "text": text,
             "prompt_tokens": result.prompt_tokens,
             "generated_tokens": len(result.token_ids),
             "finish_reason": result.finish_reason,
@@ -89,9 +96,16 @@ class BatchRun:
             seed = (self._generation["seed"] + line.number - 1) % 2**64
             options = {**self._generation, "seed": seed, **line.generation}
             self._running[self._batch.add(token_ids, **options)] = line
-        except MoerunError as error:
-            return {**_head(line), "error": str(error)}
+        except Exception as error:  # the other lines go on
+            return _failure(line, error)
         return None
+
+
+def _failure(line: BatchLine, error: Exception) -> dict[str, Any]:
+    """Return the result of a line that cannot be continued, whatever the reason; others can."""
+    is_known = isinstance(error, MoerunError)
+    text = str(error) if is_known else f"cannot be continued: {type(error).__name__}: {error}"
+    return {**_head(line), "error": text[:_MAX_ERROR]}
 
 
 def _head(line: BatchLine) -> dict[str, Any]:
@@ -156,15 +170,16 @@ class BatchJob:
         quiet: bool, **options: Any
     ) -> BatchJob:  # fmt: skip
         """Read the prompts and look at the output, before the model is loaded."""
-        lines = BatchInput.read(Path(path).expanduser())
+        lines = BatchInput.read(user_path(path))
         if lines.ignored and not quiet:
             click.echo(f"note: fields that mean nothing here: {', '.join(lines.ignored)}", err=True)
         target = None
         if output is not None and output != "-":
             target = BatchOutput(
-                Path(output).expanduser(),
-                _fingerprint(lines, directory, options),
+                user_path(output),
+                _run_of(lines, directory, options),
                 options["generation"]["seed"],
+                frozenset(line.number for line in lines.lines),
             )
             target.check([path], resume, overwrite)
         return cls(lines, target, resume, overwrite, **options)
@@ -223,7 +238,7 @@ class BatchJob:
                             write_out(json_line(each))
                     show(result)
         except BaseException:
-            if self.output is not None:
+            if self.output is not None and self.output.done:
                 click.echo(
                     f"\nmoe-run: {len(self.output.done)} of {len(self.lines.lines)} lines are in "
                     f"{self.output.partial_path}; --resume goes on from there",
@@ -257,14 +272,14 @@ class BatchJob:
             click.echo(f"moe-run: {len(failed)} {noun} failed: {shown}{more}{where}", err=True)
 
 
-def _fingerprint(lines: BatchInput, directory: Path, options: dict[str, Any]) -> str:
-    """Return what is the same for two runs whose results may be mixed."""
-    from moerun.planning.identity import contents_of, model_id
+def _run_of(lines: BatchInput, directory: Path, options: dict[str, Any]) -> dict[str, str]:
+    """Return what is the same for two runs whose results may be mixed, by name."""
+    from moerun.identity import ModelIdentity
 
-    what = [
-        lines.fingerprint,
-        model_id(directory),
-        contents_of(directory),
-        *(options[name] for name in ("chat", "system", "context_length", "generation")),
-    ]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    names = ("chat", "system", "context_length", "generation")
+    given = json.dumps([options[name] for name in names], sort_keys=True)
+    return {
+        "prompts": lines.fingerprint,
+        **ModelIdentity(directory).all_parts,
+        "options of generation": hashlib.sha256(given.encode()).hexdigest(),
+    }

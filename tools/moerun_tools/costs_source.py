@@ -33,7 +33,8 @@ def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostMo
         FileError, FormatError: the file cannot be read, or is no cost model.
     """
     from moerun.errors import FileError, FormatError, InvalidArgumentError
-    from moerun.planning import CostModel, machine_name, model_id
+    from moerun.identity import ModelIdentity
+    from moerun.planning import CostModel, machine_name
 
     try:
         text = Path(name).expanduser().read_text(encoding="utf-8")
@@ -42,9 +43,9 @@ def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostMo
     except OSError as error:
         raise FileError(f"cannot read the costs {name}: {error.strerror}") from error
     costs = CostModel.from_json(text, name)
-    if costs.model_id and costs.model_id != model_id(model):
+    if costs.sizes_id and costs.sizes_id != ModelIdentity(model).sizes_id:
         raise InvalidArgumentError(
-            f"{name} was measured with another model ({costs.model or costs.model_id}): measure "
+            f"{name} was measured with another model ({costs.model or costs.sizes_id}): measure "
             f"this one with {calibrate_line(model, False)}"
         )
     if costs.machine and costs.machine != machine_name() and not other_machine:

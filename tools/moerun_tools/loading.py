@@ -30,14 +30,17 @@ def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
         leave=False,
         disable=quiet or sys.stderr is None,
     ) as bar:
+        is_packing = bool(options.get("pack"))
 
         def show(bytes_done: int, bytes_total: int) -> None:
+            nonlocal is_packing
             if bar.total is not None and bytes_total != bar.total:
                 # A record file is written, or experts that a plan names come into the cache.
-                is_packing = bool(options.get("pack")) and bar.desc == "loading"
+                # A bar that is off has no description: nothing may be read from it.
                 bar.set_description_str(
                     "packing experts" if is_packing else "warming the cache", refresh=False
                 )
+                is_packing = False
                 bar.n = bar.last_print_n = 0
             bar.total = bytes_total
             bar.update(bytes_done - bar.n)

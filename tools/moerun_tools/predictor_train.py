@@ -146,8 +146,8 @@ def train_command(
         raise click.UsageError("--output needs a name that is not empty.")
 
     # Imported here, so that --help and wrong usage answer at once.
+    from moerun.identity import ModelIdentity
     from moerun.predictor import default_shape, train
-    from moerun.predictor.inference import ModelFacts
     from moerun.predictor.sequences import opened_traces
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
@@ -155,7 +155,7 @@ def train_command(
     opened = opened_traces(traces)
     check_target(Path(output).expanduser(), [file for each in opened for file in each.files])
     outputs = len(opened[0].moe_layers) * opened[0].num_experts
-    shape = default_shape(ModelFacts(model).vocab_size, outputs, **sizes)
+    shape = default_shape(ModelIdentity(model).vocab_size, outputs, **sizes)
     with _Bar(quiet) as bar:
         result = train(
             opened,

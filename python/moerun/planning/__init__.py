@@ -5,12 +5,12 @@
 the formulas, their sources, and what they leave out.
 """
 
+from moerun.identity import machine_name, model_id
 from moerun.planning.budgets import BudgetCurve, BudgetPoint, budget_curve
 from moerun.planning.calibration import calibrate
 from moerun.planning.costs import CostModel, fit_transfer
 from moerun.planning.curves import LayerCurves, layer_curves, replay_hits
 from moerun.planning.geometry import Geometry
-from moerun.planning.identity import machine_name, model_id
 from moerun.planning.plans import Plan, PlannedLayer, Prediction, make_plan, uniform_plan
 from moerun.planning.search import Trial, find_plan
 from moerun.planning.stored_costs import (

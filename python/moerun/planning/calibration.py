@@ -15,10 +15,10 @@ from moerun.arguments import check_int
 from moerun.cache_options import cache_options, dry_run, machine_options
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
+from moerun.identity import ModelIdentity, machine_name
 from moerun.model import Model
 from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
-from moerun.planning.identity import machine_name, model_id
 from moerun.planning.layer_costs import Routing, layer_costs
 from moerun.planning.link import measure_link
 
@@ -71,7 +71,7 @@ def calibrate(
     directory = resolve_model(path)
     machine = machine_options(device, threads, None)
     context = check_int("context_tokens", context_tokens, 1)
-    config = _moerun.model_config(str(directory))
+    config = _moerun.model_config(os.fsencode(directory))
     machine["context_length"] = min(context + _MOST_TOKENS, config["max_position_embeddings"])
     sizes = _sizes(directory, machine, expert_budget)
     routing = Routing.make([layer["slots"] for layer in sizes["layers"]], config)
@@ -95,7 +95,9 @@ def calibrate(
         options["pack_folder"] = folder
     report("loading", 0.0)
     native = _moerun.Model(
-        str(directory), progress=lambda done, total: report("loading", done / total), **options
+        os.fsencode(directory),
+        progress=lambda done, total: report("loading", done / total),
+        **options,
     )
     with Model(native, directory) as model:
         _generate(model, length, routing, report)
@@ -109,7 +111,7 @@ def calibrate(
         link_channels=link.channels,
         device=stats["device"],
         model=directory.name,
-        model_id=model_id(directory),
+        sizes_id=ModelIdentity(directory).sizes_id,
         machine=machine_name(),
         store="checkpoint" if folder is None else "record file",
         threads=stats["threads"],

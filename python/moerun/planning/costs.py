@@ -11,7 +11,7 @@ from moerun import _moerun
 from moerun.arguments import check_int, check_number, check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
 
-_VERSION = 2
+_VERSION = 3  # 2 had a model_id that was made of the sizes of files
 _PIECE_BYTES = 2**20  # at most
 _READS = {"checkpoint": 3, "record file": 1}  # of a segment, by store
 _NUM_NEEDED = 6  # fields; the others have defaults
@@ -20,7 +20,7 @@ _NUM_FIRST = 8  # fields of version 1
 _TEXTS = (
     "device",
     "model",
-    "model_id",
+    "sizes_id",
     "machine",
     "store",
     "cpu_kernels",
@@ -49,7 +49,8 @@ class CostModel:
             reading and computing share cores and memory.
         wake_s: so much longer takes a layer that has to wait for segments, besides the waiting:
             threads that slept have to wake up.
-        model_id: of what; see `moerun.planning.model_id`.
+        sizes_id: of what; models of the same sizes and types share it
+            (`moerun.identity.ModelIdentity.sizes_id`).
         machine: on what; see `moerun.planning.machine_name`.
         store: where experts came from: "checkpoint" or "record file".
         threads: that computed; 0 is not known.
@@ -79,7 +80,7 @@ class CostModel:
     model: str = ""
     slowdown: float = 0.0
     wake_s: float = 0.0
-    model_id: str = ""
+    sizes_id: str = ""
     machine: str = ""
     store: str = ""
     threads: int = 0
@@ -163,11 +164,13 @@ class CostModel:
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}") from None
         version = value.pop("version", None) if isinstance(value, dict) else None
-        if isinstance(version, bool) or version not in (1, _VERSION):
+        if isinstance(version, bool) or version not in (1, 2, _VERSION):
             raise FormatError(
-                f"{where}: expected a cost model of version 1 or {_VERSION}, found "
+                f"{where}: expected a cost model of version 1 to {_VERSION}, found "
                 f"{'none' if version is None else shown(version)}"
             )
+        if version == 2:
+            value.pop("model_id", None)
         known = [field.name for field in fields(cls)][: _NUM_FIRST if version == 1 else None]
         unknown = sorted(set(value) - set(known))
         if unknown:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from moerun import _moerun
 from moerun.arguments import check_int, check_str
 from moerun.cache_options import dry_run
 from moerun.errors import InvalidArgumentError
+from moerun.identity import ModelIdentity
 from moerun.packs import folder_of
-from moerun.planning.identity import model_id
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Geometry:
             without a record file all of down_proj. None: those that are missing.
 
         model_id: from `moerun.planning.model_id`; empty if that is not known.
+        sizes_id: `ModelIdentity.sizes_id`, which stored costs are found by; empty if not known.
 
     Raises:
         InvalidArgumentError: a number is out of its range.
@@ -52,10 +52,12 @@ class Geometry:
     move_pieces: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
     move_bytes: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
     model_id: str = ""
+    sizes_id: str = ""
 
     def __post_init__(self) -> None:
         check_str("model", self.model)
         check_str("model_id", self.model_id)
+        check_str("sizes_id", self.sizes_id)
         layers = tuple(check_int("a number in moe_layers", n, 0, 2**20) for n in self.moe_layers)
         if not layers or any(a >= b for a, b in itertools.pairwise(layers)):
             raise InvalidArgumentError(
@@ -85,7 +87,7 @@ class Geometry:
         device: str = "auto",
         pack: bool | str | os.PathLike[str] = False,
     ) -> Geometry:
-        """Return the sizes of a model, read from its config and headers.
+        """Return the sizes of a model; of its weights, the headers and samples are read.
 
         Args:
             path: as for `moerun.Model.load`.
@@ -97,23 +99,27 @@ class Geometry:
             InvalidArgumentError: the model has no experts that a cache could leave out.
             As `moerun.dry_run`, besides.
         """
+        identity = ModelIdentity(path)
+        directory = identity.directory
         where = _moerun.choose_device(check_str("device", device))
         # Sizes are the same on every device; on the CPU nobody asks how much memory is free.
-        smallest = dry_run(path, "cpu", expert_budget="100%")["smallest_budget_bytes"]
-        sizes = dry_run(path, "cpu", expert_budget=smallest) if smallest else None
+        smallest = dry_run(directory, "cpu", expert_budget="100%")["smallest_budget_bytes"]
+        sizes = dry_run(directory, "cpu", expert_budget=smallest) if smallest else None
         if sizes is None or sizes["state"] == "resident":
             raise InvalidArgumentError(
                 f"{path}: no part of this model's experts can be left out of memory, so there is "
                 "nothing to plan"
             )
-        records = _moerun.model_config(sizes["model"])["moe_intermediate_size"]
+        records = _moerun.model_config(os.fsencode(directory))["moe_intermediate_size"]
         pieces, moved = None, None
         if where == "cpu":
             folder = folder_of(pack)
             options = {} if folder is None else {"pack_folder": folder}
-            pieces, moved = _moerun.move_sizes(sizes["model"], expert_budget="100%", **options)
+            pieces, moved = _moerun.move_sizes(
+                os.fsencode(directory), expert_budget="100%", **options
+            )
         return cls(
-            model=Path(sizes["model"]).name,
+            model=identity.name,
             moe_layers=tuple(layer["layer"] for layer in sizes["layers"]),
             num_experts=sizes["num_experts"],
             top_k=sizes["top_k"],
@@ -122,5 +128,6 @@ class Geometry:
             ring_bytes=sizes["ring_bytes"],
             move_pieces=pieces,
             move_bytes=moved,
-            model_id=model_id(sizes["model"]),
+            model_id=identity.model_id,
+            sizes_id=identity.sizes_id,
         )

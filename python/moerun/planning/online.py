@@ -101,7 +101,7 @@ class OnlinePlanner:
 
     def _stored_costs(self, pack: Any) -> CostModel | None:
         try:
-            return find_costs(self._geometry.model_id, self._model.device, pack=pack)
+            return find_costs(self._geometry.sizes_id, self._model.device, pack=pack)
         except MoerunError as error:  # the run's own will do
             warnings.warn(str(error), MoerunWarning, stacklevel=4)
             return None

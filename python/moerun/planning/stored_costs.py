@@ -10,9 +10,9 @@ from typing import Any
 
 from moerun import __version__, _moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError
+from moerun.identity import ModelIdentity, machine_name
 from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
-from moerun.planning.identity import machine_name, model_id
 from moerun.whole_file import replace_file
 
 
@@ -23,7 +23,7 @@ def costs_folder() -> Path:
 
 
 def store_costs(costs: CostModel) -> Path:
-    """Keep costs for `stored_costs`; those of the same machine, model, device and store go.
+    """Keep costs for `stored_costs`; those of the same machine, sizes, device and store go.
 
     Returns:
         The file.
@@ -32,13 +32,13 @@ def store_costs(costs: CostModel) -> Path:
         InvalidArgumentError: they do not say of what they are; `calibrate` returns such that do.
         FileError: the file cannot be written.
     """
-    for name in ("machine", "model_id", "device", "store"):
+    for name in ("machine", "sizes_id", "device", "store"):
         if not getattr(costs, name):
             raise InvalidArgumentError(
                 f"costs without {name} cannot be stored, for nobody could find them again; "
                 "moerun.planning.calibrate measures ones that say it"
             )
-    path = costs_folder() / _file_name(costs.machine, costs.model_id, costs.device, costs.store)
+    path = costs_folder() / _file_name(costs.machine, costs.sizes_id, costs.device, costs.store)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,13 +62,13 @@ def stored_costs(
 
     Raises:
         FormatError, FileError: what is stored cannot be read.
-        As `model_id`, besides.
+        As `moerun.identity.ModelIdentity`, besides.
     """
-    return find_costs(model_id(path), _moerun.choose_device(device), pack=pack)
+    return find_costs(ModelIdentity(path).sizes_id, _moerun.choose_device(device), pack=pack)
 
 
 def find_costs(identity: str, device: str, *, pack: Any = False) -> CostModel | None:
-    """Return the same of the model whose `model_id` is `identity`, and a device "cpu" or "cuda"."""
+    """Return the same of models whose `sizes_id` is `identity`, and a device "cpu" or "cuda"."""
     machine = machine_name()
     store = "checkpoint" if folder_of(pack) is None else "record file"
     file = costs_folder() / _file_name(machine, identity, device, store)
@@ -78,7 +78,7 @@ def find_costs(identity: str, device: str, *, pack: Any = False) -> CostModel | 
     expected = (machine, identity, device, store, _series(__version__))
     found = (
         costs.machine,
-        costs.model_id,
+        costs.sizes_id,
         costs.device,
         costs.store,
         _series(costs.moerun_version),
@@ -101,7 +101,7 @@ def forget_costs(path: str | os.PathLike[str] | None = None) -> int:
     Raises:
         FileError: a file cannot be removed.
     """
-    files = list(costs_folder().glob(f"{model_id(path)}-*.json"))
+    files = list(costs_folder().glob(f"{ModelIdentity(path).sizes_id}-*.json"))
     for file in files:
         try:
             file.unlink(missing_ok=True)

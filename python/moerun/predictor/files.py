@@ -18,13 +18,11 @@ import safetensors
 from numpy.typing import NDArray
 
 from moerun.errors import FileError, FormatError, MissingFileError
-from moerun.hub import resolve_model
 from moerun.predictor.shape import NetShape
 from moerun.whole_file import replace_file
 
 FORMAT = "moerun-predictor"
 VERSION = "1"
-_NO_TOKENIZER = "0" * 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class PredictorInfo:
     Attributes:
         model: name of the model whose routing it predicts.
         model_id: from `moerun.planning.model_id`.
-        tokenizer_hash: SHA-256 of the model's tokenizer.json; zeros where it had none.
+        tokenizer_hash: `moerun.identity.ModelIdentity.tokenizer_hash`.
         vocab_size: token ids go from 0 to below this.
         moe_layers: numbers of the L layers with experts.
         num_experts: of a layer, E.
@@ -211,21 +209,6 @@ def bf16_rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return what a file gives back of a matrix."""
     rounded: NDArray[np.float32] = (bf16_bits(values).astype(np.uint32) << 16).view(np.float32)
     return rounded
-
-
-def tokenizer_hash(model: str | os.PathLike[str] | None) -> str:
-    """Return the SHA-256 of a model's tokenizer.json; zeros where it has none.
-
-    Raises:
-        MissingFileError, FileError: there is no such model, or the file cannot be read.
-    """
-    file = resolve_model(model) / "tokenizer.json"
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return _NO_TOKENIZER
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def sequence_hash(token_ids: NDArray[np.int32]) -> int:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.arguments import check_int, check_str, check_token_ids, shown
+from moerun.arguments import check_str, check_token_ids, shown
 from moerun.errors import InvalidArgumentError
-from moerun.hub import resolve_model
+from moerun.identity import ModelIdentity
 from moerun.metrics.groups import num_threads
-from moerun.predictor.files import PredictorInfo, read_info, tokenizer_hash
+from moerun.predictor.files import PredictorInfo, read_info
 
 
 class PathState:
@@ -79,7 +79,7 @@ class PathPredictor:
             InvalidArgumentError: an argument has the wrong type or is out of its range.
         """
         file = Path(os.fspath(path)).expanduser()
-        expected = {} if model is None else ModelFacts(model).expected
+        expected = {} if model is None else ModelIdentity(model).expected
         native = _moerun.PathPredictor(
             check_str("path", str(file)),
             threads=num_threads(threads),
@@ -145,33 +145,3 @@ class PathPredictor:
             f"layers={len(info.moe_layers)} num_experts={info.num_experts} "
             f"parameters={info.num_parameters}>"
         )
-
-
-class ModelFacts:
-    """What predictors and traces of a model have to agree with it on, from its small files.
-
-    Args:
-        model: as for `moerun.Model.load`.
-
-    Raises:
-        MissingFileError, FileError, FormatError, UnsupportedModelError: as `moerun.Model.load`.
-    """
-
-    def __init__(self, model: str | os.PathLike[str] | None) -> None:
-        from moerun.planning import model_id  # what planning needs takes a while to import
-
-        self.directory = resolve_model(model)
-        config = _moerun.model_config(str(self.directory))
-        self.name = self.directory.name
-        self.model_id = model_id(self.directory)
-        self.tokenizer_hash = tokenizer_hash(self.directory)
-        self.vocab_size = check_int("vocab_size", config["vocab_size"], 1)
-        self.num_moe_layers = int(config["num_moe_layers"])
-        self.num_experts = int(config["num_experts"])
-        self.top_k = int(config["top_k"])
-
-    @property
-    def expected(self) -> dict[str, Any]:
-        """What the native module compares a file with."""
-        names = ("model_id", "tokenizer_hash", "vocab_size", "num_experts", "top_k")
-        return {name: getattr(self, name) for name in names}

@@ -14,9 +14,9 @@ import numpy as np
 from moerun import __version__
 from moerun.arguments import check_int, check_number, shown
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
+from moerun.identity import ModelIdentity
 from moerun.metrics.groups import num_threads
 from moerun.predictor.files import PredictorInfo, write_predictor
-from moerun.predictor.inference import ModelFacts
 from moerun.predictor.sequences import (
     RoutedSequence,
     RoutingSizes,
@@ -119,7 +119,7 @@ def train(
     fit = _imported()
     workers = num_threads(threads)
     opened = opened_traces(traces)
-    facts = ModelFacts(model)
+    facts = ModelIdentity(model)
     sizes = sizes_of(opened[0])
     if len(sizes.moe_layers) == facts.num_moe_layers:
         model_sizes = RoutingSizes(sizes.moe_layers, facts.num_experts, facts.top_k)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moerun.errors import MissingFileError
+from moerun.identity import parts_of_recording
 from moerun.model import Model
 from moerun.recording.documents import separator_token
 from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
-from moerun.recording.model_files import model_fingerprint
 from moerun.tokenizer import Tokenizer
 from moerun.trace import SequenceRouting
 
@@ -46,7 +46,7 @@ class NativeEngine:
         ]
         self.settings: dict[str, Any] = {
             "device": model.device,
-            "model_files": model_fingerprint(model.path),
+            "model": parts_of_recording(model.path),
         }
         if model._logs_events:  # experts do not depend on the cache, its events do
             self.settings["cache"] = _cache_settings(model)

@@ -19,10 +19,10 @@ from moerun.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
+from moerun.identity import parts_of_recording
 from moerun.recording.documents import separator_token
 from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
 from moerun.recording.expert_calls import ExpertCalls
-from moerun.recording.model_files import model_fingerprint
 from moerun.recording.routers import Watch, find_routers
 from moerun.recording.stack_reader import StackReader
 from moerun.recording.token_loop import decode
@@ -133,7 +133,7 @@ class TransformersEngine:
         )
         files = local_files(source)
         settings = {
-            "model_files": files and model_fingerprint(files, with_weights=not random_init),
+            "model": parts_of_recording(files, with_weights=not random_init),
             "device": place.type,
             "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
             "random_init": random_init,
