@@ -59,7 +59,7 @@ class BatchRun:
         self._chat = chat
         self._system = system
         self._generation = generation
-        self._running: dict[int, BatchLine] = {}
+        self._running: dict[int, tuple[BatchLine, list[int]]] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield what becomes of every line, as it ends."""
@@ -73,9 +73,9 @@ class BatchRun:
             yield self._report(result)
 
     def _report(self, result: BatchResult) -> dict[str, Any]:
-        line = self._running.pop(result.sequence)
+        line, prompt = self._running.pop(result.sequence)
         try:
-            text = self._model.tokenizer.decode(result.token_ids)
+            text = self._model.tokenizer.decode(result.token_ids, after=prompt)
         except Exception as error:
             return _failure(line, error)
         return {
@@ -95,7 +95,7 @@ class BatchRun:
             token_ids = Conversation(self._model, self._chat, self._system).ask(line.prompt)
             seed = (self._generation["seed"] + line.number - 1) % 2**64
             options = {**self._generation, "seed": seed, **line.generation}
-            self._running[self._batch.add(token_ids, **options)] = line
+            self._running[self._batch.add(token_ids, **options)] = (line, token_ids)
         except Exception as error:  # the other lines go on
             return _failure(line, error)
         return None

@@ -70,7 +70,7 @@ def _answer(
     except KeyboardInterrupt:
         pass
     write_out("\n")
-    conversation.remember(answer.text)
+    conversation.remember(answer.message)
     if not quiet:
         click.echo(speed_line(model.stats()), err=True)
     if show_stats:
