@@ -79,4 +79,5 @@ def _srp_of_histograms(histograms: NDArray[np.float64]) -> NDArray[np.float64]:
     chosen = histograms[:, ::-1].cumsum(axis=1)
     active = (histograms * np.arange(m + 1))[:, ::-1].cumsum(axis=1)
     total = active[:, -1:]
-    return (2 * active / np.maximum(m * chosen + total, 1e-300)).max(axis=1)
+    f1: NDArray[np.float64] = 2 * active / np.maximum(m * chosen + total, 1e-300)
+    return np.asarray(f1.max(axis=1))

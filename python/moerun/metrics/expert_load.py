@@ -57,7 +57,8 @@ def sequence_rates(trace: Trace, group: Group) -> NDArray[np.float64]:
 
     Each sequence has the same weight, as in the mean of hit rates over sequences.
     """
-    return weighted_rates(trace, group.members[None].astype(np.float64))[0]
+    rates: NDArray[np.float64] = weighted_rates(trace, group.members[None].astype(np.float64))[0]
+    return rates
 
 
 def weighted_rates(trace: Trace, weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -76,7 +77,8 @@ def weighted_rates(trace: Trace, weights: NDArray[np.float64]) -> NDArray[np.flo
         counts = _moerun.num_activations(part.arrays, num_threads(None))
         rates = counts / np.maximum(1, part.lengths)[:, None, None]
         sums += np.tensordot(weights[:, part.rows], rates, axes=1)
-    return sums / weights.sum(axis=1)[:, None, None]
+    means: NDArray[np.float64] = sums / weights.sum(axis=1)[:, None, None]
+    return means
 
 
 def load_balance(

@@ -53,7 +53,11 @@ def _group_sentence(verdict: Verdict) -> str:
     sentence = _SENTENCES[verdict.group]
     if verdict.has_locality:
         return f"{sentence}: {srp}."
-    study = "" if verdict.study_group == verdict.group else f" (the study's group: {verdict.study_group})"
+    study = (
+        ""
+        if verdict.study_group == verdict.group
+        else f" (the study's group: {verdict.study_group})"
+    )
     if verdict.advice == "fixed set":
         return f"has uneven routing, but no locality: {srp}{study}."
     return f"{sentence}: its routing has no locality. {srp}{study}."
