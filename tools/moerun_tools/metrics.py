@@ -228,8 +228,7 @@ def _verdicts(results: Sequence[TraceMetrics]) -> str:
         if result.verdict is None:
             paragraphs.append(f"{prefix}: none, its sequences are too short")
         else:
-            text = f"{prefix}: {result.verdict.summary()} {result.verdict.caveat or ''}"
-            paragraphs.append(clean_text(text, 2000))
+            paragraphs.append(clean_text(f"{prefix}: {result.verdict.summary()}", 2000))
     return "\n".join(paragraphs) + "\n"
 
 

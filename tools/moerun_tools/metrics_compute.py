@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -78,6 +79,10 @@ def _hit_rate(policy: str, level: str) -> _Function:
     return compute
 
 
+def _chance_hit_rate(trace: Trace, settings: Settings) -> pl.DataFrame:
+    return metrics.chance_hit_rate(trace, POLICIES, threads=settings.threads)
+
+
 def _activation_rates(trace: Trace, _: Settings) -> pl.DataFrame:
     return metrics.activation_rates(trace, by_domain=len(trace.domain_names) > 1)
 
@@ -116,6 +121,7 @@ _STAGES = [
         for policy in POLICIES
         for level in ("mean", "layer", "model")
     ),
+    _Stage("chance_hit_rate", "hit rates by chance", _chance_hit_rate),
     _Stage("activation_rates", "activation rates", _activation_rates, is_detail=True),
     _Stage("specialization", "specialisation", _specialization),
     _Stage("load_balance", "load balance", _load_balance),
@@ -144,6 +150,9 @@ def compute(
             verdict = metrics.verdict(
                 trace, bootstrap=settings.bootstrap, seed=settings.seed, threads=settings.threads
             )
+    facts = TraceFacts.of(trace)
+    if verdict is not None:
+        verdict = dataclasses.replace(verdict, model=facts.model)
     told = [str(each.message) for each in caught if issubclass(each.category, MoerunWarning)]
     if verdict is None:
         told.append(
@@ -152,7 +161,7 @@ def compute(
         )
     return TraceMetrics(
         label=label,
-        facts=TraceFacts.of(trace),
+        facts=facts,
         verdict=verdict,
         tables={name: pl.concat(frames) for name, frames in parts.items()},
         warnings=tuple(clean_text(text, 500) for text in dict.fromkeys(told)),
@@ -200,7 +209,9 @@ def _labelled(traces: Sequence[Trace]) -> list[tuple[str, Trace]]:
     for stem, trace in zip(stems, traces, strict=True):
         label = stem
         if stems.count(stem) > 1:
-            label = clean_text(f"{trace.files[0].absolute().parent.name}/{stem}")
+            folder = trace.files[0].absolute().parent
+            if folder != Path.home():  # whose name is that of a person
+                label = clean_text(f"{folder.name}/{stem}")
         number = 2
         unique = label
         while unique in labels:

@@ -47,7 +47,9 @@ def summary(
         "settings": dict(settings),
         "versions": _versions(),
         "traces": [_trace_summary(result) for result in results],
-        "published": [vars(model) for model in PUBLISHED],
+        "published": [
+            {**vars(model), "srp_chance_even": model.srp_chance_even} for model in PUBLISHED
+        ],
         "warnings": list(warnings),
     }
 
@@ -71,7 +73,7 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
     scores = ("domain_variation", *VOCABULARIES)
     return {
         "trace": result.label,
-        "files": [clean_text(file, 4096) for file in facts.files],
+        "files": facts.files,
         "model": facts.model,
         "num_experts": facts.num_experts,
         "top_k": facts.top_k,
@@ -79,13 +81,22 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
         "num_sequences": facts.num_sequences,
         "num_tokens": facts.num_tokens,
         "domains": {clean_text(name): count for name, count in facts.domains.items()},
-        "verdict": None if verdict is None else {**verdict, "model": facts.model},
+        "verdict": verdict,
         "srp": result.tables["srp"].filter(pl.col("level") != "expert").to_dicts(),
         "hit_rate": [
             {
                 "capacity": capacity,
                 "cache_ratio": capacity / facts.top_k,
+                "random_set": capacity / facts.num_experts,
+                "fixed_set": result.fixed_set_at(capacity),
                 **{policy: result.hit_rate_at(policy, capacity) for policy in POLICIES},
+                "by_chance": {
+                    use: {
+                        policy: result.chance_hit_rate_at(policy, capacity, use)
+                        for policy in POLICIES
+                    }
+                    for use in ("same", "even")
+                },
             }
             for capacity in sorted(capacities)
         ],

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from moerun.metrics import independent_srp
+
 GROUP_LENGTH = 16  # tokens; the study groups models by SRP at this segment length
 
 
@@ -32,14 +36,22 @@ class PublishedModel:
     name: str
     srp: float
     sch: float
+    num_experts: int
+    top_k: int
+
+    @property
+    def srp_chance_even(self) -> float:
+        """SRP(16) of independent routing that uses all of its experts equally often."""
+        share = np.full((1, 1), self.top_k / self.num_experts)
+        return float(independent_srp(share, GROUP_LENGTH).item())
 
 
 PUBLISHED = (
-    PublishedModel("Qwen3-30B-A3B", 0.541, 0.770),
-    PublishedModel("OLMoE", 0.509, 0.741),
-    PublishedModel("Mixtral-8x7B", 0.494, 0.742),
-    PublishedModel("DeepSeek-V2-Lite", 0.379, 0.581),
-    PublishedModel("Qwen1.5-MoE", 0.307, 0.461),
+    PublishedModel("Qwen3-30B-A3B", 0.541, 0.770, 128, 8),
+    PublishedModel("OLMoE", 0.509, 0.741, 64, 8),
+    PublishedModel("Mixtral-8x7B", 0.494, 0.742, 8, 2),
+    PublishedModel("DeepSeek-V2-Lite", 0.379, 0.581, 64, 6),
+    PublishedModel("Qwen1.5-MoE", 0.307, 0.461, 60, 4),
 )
 
 

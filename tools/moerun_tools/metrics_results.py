@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -29,6 +31,7 @@ VOCABULARIES = {
 TABLES = (
     "srp",
     "hit_rate",
+    "chance_hit_rate",
     "activation_rates",
     "specialization",
     "load_balance",
@@ -36,6 +39,18 @@ TABLES = (
 )
 
 _LONGEST_LABEL = 60
+# An absolute path up to its last slash, at the start of a word.
+_FOLDERS = re.compile(
+    r"""(?<![^\s"'(=,:\[{])(?:~[^\s/\\]*|[A-Za-z]:)?[/\\](?=[^\s/\\])(?:[^\s/\\"',]+[/\\])*"""
+)
+_PATH = re.compile(r"(?:~[^\s/\\]*|[A-Za-z]:)?[/\\][^/\\].*", re.DOTALL)
+
+
+def without_folders(text: str) -> str:
+    """Return a text with file names in place of absolute paths, which tell of a machine."""
+    if _PATH.fullmatch(text.strip()):
+        return re.split(r"[/\\]", text.strip().rstrip("/\\"))[-1]
+    return _FOLDERS.sub("", text)
 
 
 def clean_text(text: str, longest: int = _LONGEST_LABEL) -> str:
@@ -49,7 +64,7 @@ def clean_text(text: str, longest: int = _LONGEST_LABEL) -> str:
 class TraceFacts:
     """What a trace says about itself."""
 
-    files: list[str]
+    files: list[str]  # their names, without folders
     model: str
     num_experts: int
     top_k: int
@@ -67,8 +82,8 @@ class TraceFacts:
     def of(cls, trace: Trace) -> TraceFacts:
         """Return the facts of an open trace."""
         return cls(
-            files=[str(file) for file in trace.files],
-            model=clean_text(trace.model),
+            files=[clean_text(Path(file).name, 255) for file in trace.files],
+            model=clean_text(without_folders(trace.model)),
             num_experts=trace.num_experts,
             top_k=trace.top_k,
             moe_layers=list(trace.moe_layers),
@@ -108,7 +123,7 @@ class TraceMetrics:
 
     label: str
     facts: TraceFacts
-    verdict: Verdict | None  # None where no sequence has 16 tokens
+    verdict: Verdict | None  # None where no sequence has 16 tokens; may withhold its group
     tables: Mapping[str, pl.DataFrame]
     warnings: Sequence[str] = field(default=())
 
@@ -123,10 +138,14 @@ class TraceMetrics:
         return min(self.segment_lengths, key=lambda m: abs(math.log2(m / 16)), default=None)
 
     @property
-    def floor(self) -> float:
-        """The SRP of a cache that always holds every expert: no trace of the model has less."""
-        share = self.facts.even_share
-        return 2 * share / (1 + share)
+    def group(self) -> str | None:
+        """The group of the verdict; None where there is no verdict."""
+        return None if self.verdict is None else self.verdict.group
+
+    def name(self, count: int) -> str:
+        """Return what to call the trace in a report on `count` traces: its model if it is alone."""
+        model, label = self.facts.model, self.label
+        return model if count == 1 or label == model else f"{model} ({label})"
 
     def srp(
         self, level: str, segment_length: int | None = None, *, by_domain: bool = False
@@ -153,6 +172,24 @@ class TraceMetrics:
     def hit_rate_at(self, policy: str, capacity: int) -> float | None:
         """Return the mean hit rate of one cache a layer with `capacity` experts."""
         return _only(self.hit_rates(policy).filter(pl.col("capacity") == capacity)["hit_rate"])
+
+    def chance_hit_rates(self, policy: str, use: str = "same") -> pl.DataFrame:
+        """Return the hit rate of a policy on independent routing, by capacity.
+
+        `use`: "same" for experts used as often as in the trace, "even" for all alike.
+        """
+        frame = self.tables["chance_hit_rate"]
+        return frame.filter(use=use, policy=policy).sort("capacity")
+
+    def chance_hit_rate_at(self, policy: str, capacity: int, use: str = "same") -> float | None:
+        """Return the hit rate of a policy on independent routing with `capacity` experts."""
+        return _only(
+            self.chance_hit_rates(policy, use).filter(capacity=capacity)["hit_rate"],
+        )
+
+    def fixed_set_at(self, capacity: int) -> float | None:
+        """Return what the `capacity` most used experts of each layer find, never replaced."""
+        return _only(self.hit_rates("lru").filter(capacity=capacity)["fixed_set"])
 
     def activation_rates(self) -> pl.DataFrame:
         """Return one row for each expert, over all sequences."""
@@ -189,12 +226,13 @@ class TraceMetrics:
 
 
 def best_first(results: Sequence[TraceMetrics]) -> list[TraceMetrics]:
-    """Return the traces by falling SRP of the verdict."""
+    """Return the traces by falling SRP over chance, those without a verdict last."""
 
-    def srp(result: TraceMetrics) -> float:
-        return -1.0 if result.verdict is None else result.verdict.srp
+    def order(result: TraceMetrics) -> tuple[bool, float]:
+        gain = -1.0 if result.verdict is None else result.verdict.srp_gain
+        return (result.group is not None, gain)
 
-    return sorted(results, key=srp, reverse=True)
+    return sorted(results, key=order, reverse=True)
 
 
 def random_variation(share: float, length: float) -> float:

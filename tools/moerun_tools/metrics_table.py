@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moerun_tools.metrics_results import (
     POLICIES,
@@ -11,8 +12,12 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
+    random_variation,
 )
 from moerun_tools.units import as_binary, as_percent, counted
+
+if TYPE_CHECKING:
+    from moerun.metrics import Verdict
 
 _RATIOS = (1, 2, 3, 4)
 _NAME_WIDTH = 26
@@ -31,20 +36,9 @@ def trace_table(result: TraceMetrics) -> str:
 
 def comparison_table(results: Sequence[TraceMetrics]) -> str:
     """Return one row for each trace, in the order given."""
-    header = (
-        "trace",
-        "model",
-        "E",
-        "k",
-        "SRP(16)",
-        "floor",
-        "group",
-        "knee",
-        "ratio",
-        "of experts",
-    )
-    costs = ("cache", "SCH %", "LRU %", "Belady %")
-    rows: list[tuple[str, ...]] = [(*header, *costs)]
+    header = ("trace", "model", "E", "k", "SRP(16)", "chance", "group", "study's group")
+    hits = ("experts", "of all", "LRU %", "fixed %", "chance %", "best %", "cache")
+    rows: list[tuple[str, ...]] = [(*header, *hits)]
     for result in results:
         verdict, facts = result.verdict, result.facts
         row = [
@@ -54,22 +48,33 @@ def comparison_table(results: Sequence[TraceMetrics]) -> str:
             str(facts.top_k),
         ]
         if verdict is None:
-            row += ["-"] * (len(header) + len(costs) - len(row))
+            row += ["-"] * (len(header) + len(hits) - len(row))
         else:
             row += [
                 _number(verdict.srp),
-                _number(verdict.srp_floor),
-                verdict.group,
+                _number(verdict.srp_chance),
+                verdict.group or "no verdict",
+                verdict.study_group,
                 str(verdict.capacity),
-                _number(verdict.cache_ratio, 2),
                 _percent(verdict.cache_fraction, sign=True),
-                as_binary(verdict.cache_bytes),
-                _percent(verdict.sch_hit_rate),
                 _percent(verdict.lru_hit_rate),
-                _percent(verdict.belady_hit_rate),
+                _percent(verdict.fixed_set_hit_rate),
+                _percent(verdict.chance_hit_rate),
+                _percent(verdict.best_hit_rate),
+                cache_cell(verdict),
             ]
         rows.append(tuple(row))
     return _aligned(rows, left=2)
+
+
+def cache_cell(verdict: Verdict) -> str:
+    """Return the cache that a verdict recommends, for a table."""
+    if verdict.group is None:
+        return "-"
+    if verdict.advice == "none":
+        return "none"
+    size = as_binary(verdict.cache_bytes) if verdict.cache_bytes else f"{verdict.capacity} a layer"
+    return f"fixed, {size}" if verdict.advice == "fixed set" else size
 
 
 def _heading(result: TraceMetrics) -> str:
@@ -104,9 +109,17 @@ def _by_segment_length(result: TraceMetrics) -> str:
                 for low, high in frame.select("ci_low", "ci_high").iter_rows()
             ),
         ),
-        ("  floor (all experts)", *(_number(result.floor) for _ in frame["srp"])),
+        ("  by chance, same use", *map(_number, frame["srp_chance"])),
+        ("  by chance, even use", *map(_number, frame["srp_chance_even"])),
         ("  set size / k", *(_number(value, 2) for value in frame["cache_ratio"])),
         ("load, std / mean", *(_number(balance.get(m), 2) for m in frame["segment_length"])),
+        (
+            "  by chance, even use",
+            *(
+                _number(random_variation(result.facts.even_share, m), 2)
+                for m in frame["segment_length"]
+            ),
+        ),
     ]
     if all(cell == "-" for cell in rows[2][1:]):
         del rows[2]
@@ -120,9 +133,16 @@ def _by_cache_ratio(result: TraceMetrics) -> str:
         ("cache ratio", *(str(ratio) for ratio in ratios)),
         ("experts a layer", *(str(ratio * facts.top_k) for ratio in ratios)),
     ]
+    capacities = [ratio * facts.top_k for ratio in ratios]
+    rows += [
+        ("random set (%)", *(_percent(capacity / facts.num_experts) for capacity in capacities)),
+        ("most used experts (%)", *(_percent(result.fixed_set_at(c)) for c in capacities)),
+    ]
     for policy in POLICIES:
-        rates = [result.hit_rate_at(policy, ratio * facts.top_k) for ratio in ratios]
+        rates = [result.hit_rate_at(policy, capacity) for capacity in capacities]
         rows.append((f"{POLICY_NAMES[policy]} hit rate (%)", *map(_percent, rates)))
+        chances = [result.chance_hit_rate_at(policy, capacity) for capacity in capacities]
+        rows.append(("  by chance", *map(_percent, chances)))
     return _aligned(rows, left=1)
 
 

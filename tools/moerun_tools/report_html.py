@@ -11,13 +11,29 @@ from markupsafe import Markup
 
 from moerun_tools import report_text
 from moerun_tools.metrics_published import GROUPS
-from moerun_tools.metrics_results import TraceMetrics, clean_text
+from moerun_tools.metrics_results import TraceMetrics, clean_text, without_folders
+from moerun_tools.metrics_table import cache_cell
 from moerun_tools.palette import DARK, LIGHT, style_variables
 from moerun_tools.report_sections import sections
 from moerun_tools.units import as_binary, counted
 
 _MOST_ENTRIES = 60  # of a trace's metadata
 _MOST_DOMAINS = 40
+_COMPARISON = (
+    "trace",
+    "group",
+    "SRP(16)",
+    "SRP by chance",
+    "cache",
+    "experts",
+    "LRU",
+    "hits by chance",
+    "most used",
+    "at best",
+    "study's group",
+    "model",
+    "layers x experts",
+)
 _GROUP_ZONES = {group.name: number for number, group in enumerate(GROUPS, start=1)}
 
 
@@ -43,15 +59,15 @@ def report(
         lstrip_blocks=True,
     )
     shown, empty = sections(results)
-    verdict = results[0].verdict
     page = environment.get_template("report.html").render(
         title=_title(results),
         headline=_headline(results),
-        cost=report_text.cost(results[0]),
+        costs=[(result.label, report_text.cost(result)) for result in results],
         is_single=len(results) == 1,
-        group="" if verdict is None else verdict.group,
-        zones=_GROUP_ZONES,
+        badge=_badge(results[0]),
+        zone=_zone(results[0]),
         key_numbers=_key_numbers(results[0]) if len(results) == 1 else [],
+        columns=_COMPARISON,
         comparison=[] if len(results) == 1 else [_comparison_row(result) for result in results],
         sections=shown,
         pictures={name: Markup(svg) for name, svg in pictures.items()},
@@ -71,15 +87,27 @@ def _title(results: Sequence[TraceMetrics]) -> str:
 
 
 def _headline(results: Sequence[TraceMetrics]) -> str:
-    first = report_text.headline(results[0], with_label=len(results) > 1)
-    known = [result for result in results if result.verdict is not None]
+    count = len(results)
+    first = report_text.headline(results[0], count)
+    known = [result for result in results if result.group is not None]
     if len(known) < 2:
         return first
     best, last = known[0], known[-1]
     return (
-        f"Of {len(results)} traces, {best.label} is the most consistent and {last.label} the "
-        f"least. {first}"
+        f"Of {count} traces, {best.name(count)} is the farthest above chance and "
+        f"{last.name(count)} the least. {first}"
     )
+
+
+def _zone(result: TraceMetrics) -> int:
+    """Return the number of a group's colour; 0 without a verdict."""
+    return 0 if result.group is None else _GROUP_ZONES[result.group]
+
+
+def _badge(result: TraceMetrics) -> str:
+    if result.group is None:
+        return "no verdict"
+    return "suits offloading" if result.group == "suits" else f"{result.group} for offloading"
 
 
 def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
@@ -88,61 +116,66 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
     if verdict is None:
         return []
     low, high = verdict.srp_ci_low, verdict.srp_ci_high
-    interval = "" if low is None or high is None else f"95%: {low:.3f} to {high:.3f}; "
+    interval = "" if low is None or high is None else f"; 95%: {low:.3f} to {high:.3f}"
+    capacity = f"{verdict.capacity} of {facts.num_experts}"
+    ratio = f"\N{GREEK SMALL LETTER RHO} = {verdict.cache_ratio:.3g}"
     memory = (
-        ("Cache", f"{verdict.cache_fraction:.0%}", "of all experts; bytes are not recorded")
+        f"{verdict.cache_fraction:.0%}; bytes are not recorded"
         if verdict.cache_bytes is None
-        else ("Cache", as_binary(verdict.cache_bytes), f"of {as_binary(verdict.total_bytes)}")
+        else f"{as_binary(verdict.cache_bytes)} of {as_binary(verdict.total_bytes)}"
     )
+    cache = {
+        "cache": ("Cache", capacity, f"experts a layer, {ratio}: {memory}"),
+        "fixed set": ("Fixed set", capacity, f"the most used experts of each layer: {memory}"),
+        "none": ("Cache", "none", "is recommended"),
+    }
     return [
         (
             "SRP at 16 tokens",
             f"{verdict.srp:.3f}",
-            f"{interval}{verdict.srp_floor:.3f} with all experts, whatever the routing",
+            f"by chance {verdict.srp_chance:.3f}, with even use "
+            f"{verdict.srp_chance_even:.3f}{interval}",
         ),
         (
-            "Knee of SCH",
-            f"{verdict.capacity} of {facts.num_experts}",
-            f"experts a layer, \N{GREEK SMALL LETTER RHO} = {verdict.cache_ratio:.3g}",
+            "Over chance",
+            f"{100 * verdict.srp_gain:+.1f}",
+            f"points of SRP; the study, by SRP alone: {verdict.study_group}",
         ),
-        memory,
+        cache[verdict.advice],
         (
-            "Hits at the knee",
-            f"{verdict.sch_hit_rate:.0%}",
-            f"SCH; LRU {verdict.lru_hit_rate:.0%}, Belady {verdict.belady_hit_rate:.0%}",
+            f"Hits, {capacity} experts",
+            f"{verdict.lru_hit_rate:.0%}",
+            f"LRU; {verdict.chance_hit_rate:.0%} by chance, LFU {verdict.lfu_hit_rate:.0%}, most "
+            f"used {verdict.fixed_set_hit_rate:.0%}, at best {verdict.best_hit_rate:.0%}",
         ),
     ]
 
 
 def _comparison_row(result: TraceMetrics) -> dict[str, Any]:
     verdict, facts = result.verdict, result.facts
-    row: dict[str, Any] = {
-        "label": result.label,
-        "model": facts.model,
-        "size": f"{len(facts.moe_layers)} x {facts.num_experts}, {facts.top_k} used",
-        "group": "no verdict",
-        "zone": 0,
-        "cells": ["-"] * 6,
-    }
+    cells = ["-"] * (len(_COMPARISON) - 4)
     if verdict is not None:
-        cache = (
-            f"{verdict.cache_fraction:.0%}"
-            if verdict.cache_bytes is None
-            else f"{as_binary(verdict.cache_bytes)} ({verdict.cache_fraction:.0%})"
-        )
-        row |= {
-            "group": verdict.group,
-            "zone": _GROUP_ZONES[verdict.group],
-            "cells": [
-                f"{verdict.srp:.3f}",
-                f"{verdict.cache_ratio:.3g}",
-                cache,
-                f"{verdict.sch_hit_rate:.0%}",
-                f"{verdict.lru_hit_rate:.0%}",
-                f"{verdict.belady_hit_rate:.0%}",
-            ],
-        }
-    return row
+        cells = [
+            f"{verdict.srp:.3f}",
+            f"{verdict.srp_chance:.3f}",
+            cache_cell(verdict),
+            f"{verdict.capacity} ({verdict.cache_fraction:.0%})",
+            f"{verdict.lru_hit_rate:.0%}",
+            f"{verdict.chance_hit_rate:.0%}",
+            f"{verdict.fixed_set_hit_rate:.0%}",
+            f"{verdict.best_hit_rate:.0%}",
+            verdict.study_group,
+        ]
+    return {
+        "label": result.label,
+        "zone": _zone(result),
+        "group": result.group or "no verdict",
+        "cells": [
+            *cells,
+            facts.model,
+            f"{len(facts.moe_layers)} x {facts.num_experts}, {facts.top_k} used",
+        ],
+    }
 
 
 def _recording(result: TraceMetrics) -> dict[str, Any]:
@@ -171,7 +204,7 @@ def _recording(result: TraceMetrics) -> dict[str, Any]:
             entries += _flattened(value)
         elif key != "expert_bytes":
             entries.append((key, value))
-    shown = [(clean_text(key), clean_text(value, 300)) for key, value in entries]
+    shown = [(clean_text(key), clean_text(without_folders(value), 300)) for key, value in entries]
     return {"label": result.label, "entries": shown[:_MOST_ENTRIES]}
 
 

@@ -16,6 +16,7 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
+    random_variation,
 )
 
 _MOST_ROWS = 400  # of a table in the report; the parquet files hold everything
@@ -78,6 +79,8 @@ def _section(plan: _Plan, results: Sequence[TraceMetrics]) -> Section:
                 model.name,
                 _ratio(model.srp),
                 "",
+                "",
+                _ratio(model.srp_chance_even),
                 _share(model.sch),
             ]
             for model in PUBLISHED
@@ -101,7 +104,16 @@ def _standing_rows(result: TraceMetrics) -> Rows:
         return []
     at_two = result.hit_rate_at("sch", 2 * facts.top_k)
     interval = _interval(verdict.srp_ci_low, verdict.srp_ci_high)
-    return [[clean_text(facts.model), _ratio(verdict.srp), interval, _share(at_two)]]
+    return [
+        [
+            clean_text(facts.model),
+            _ratio(verdict.srp),
+            interval,
+            _ratio(verdict.srp_chance),
+            _ratio(verdict.srp_chance_even),
+            _share(at_two),
+        ]
+    ]
 
 
 def _srp_rows(level: str, *columns: str, by_domain: bool = False) -> Callable[[TraceMetrics], Rows]:
@@ -113,6 +125,8 @@ def _srp_rows(level: str, *columns: str, by_domain: bool = False) -> Callable[[T
                 str(row["segment_length"]),
                 _ratio(row["srp"]),
                 _interval(row["ci_low"], row["ci_high"]),
+                _ratio(row["srp_chance"]),
+                _ratio(row["srp_chance_even"]),
                 str(row["threshold"]),
                 _ratio(row["cache_ratio"], 2),
             ]
@@ -132,7 +146,15 @@ def _hit_rate_rows(result: TraceMetrics) -> Rows:
             str(capacity),
             f"{capacity / facts.top_k:.2f}",
             _share(capacity / facts.num_experts),
-            *(_share(result.hit_rate_at(policy, capacity)) for policy in POLICIES),
+            _share(result.fixed_set_at(capacity)),
+            *(
+                _share(rate)
+                for policy in POLICIES
+                for rate in (
+                    result.hit_rate_at(policy, capacity),
+                    result.chance_hit_rate_at(policy, capacity),
+                )
+            ),
         ]
         for capacity in sorted(capacities)
     ]
@@ -175,6 +197,7 @@ def _expert_rows(result: TraceMetrics) -> Rows:
             srp.max().alias("highest"),
             srp.median().alias("median"),
             srp.min().alias("lowest"),
+            pl.col("srp_chance").median().alias("by chance"),
         )
         .sort("layer")
     )
@@ -182,7 +205,7 @@ def _expert_rows(result: TraceMetrics) -> Rows:
         [
             str(row["layer"]),
             str(row["expert"]),
-            *(_ratio(row[name]) for name in ("highest", "median", "lowest")),
+            *(_ratio(row[name]) for name in ("highest", "median", "lowest", "by chance")),
         ]
         for row in by_layer.iter_rows(named=True)
     ]
@@ -206,6 +229,7 @@ def _balance_rows(result: TraceMetrics) -> Rows:
             str(row["segment_length"]),
             f"{row['std']:.4f}",
             _ratio(row["variation"]),
+            _ratio(random_variation(result.facts.even_share, row["segment_length"])),
         ]
         for row in frame.iter_rows(named=True)
     ]
@@ -216,9 +240,11 @@ def _prediction_rows(result: TraceMetrics) -> Rows:
         name: dict(result.predictability(name).select("layer", "recall").iter_rows())
         for name in PREDICTORS
     }
-    rows = [["mean", *(_share(result.recall(name)) for name in PREDICTORS)]]
+    chance = _share(result.facts.even_share)
+    rows = [["mean", *(_share(result.recall(name)) for name in PREDICTORS), chance]]
     for layer in result.facts.moe_layers:
-        rows.append([str(layer), *(_share(recalls.get(layer)) for recalls in by_layer.values())])
+        recalls = (_share(recalls.get(layer)) for recalls in by_layer.values())
+        rows.append([str(layer), *recalls, chance])
     return rows
 
 
@@ -234,24 +260,27 @@ def _interval(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-_SRP_HEADER = ["m", "SRP", "95% interval", "threshold", "set size / k"]
+_BY_CHANCE = ["by chance", "by chance, even use"]
+_SRP_HEADER = ["m", "SRP", "95% interval", *_BY_CHANCE, "threshold", "set size / k"]
 
 _PLANS = [
     _Plan(
         "standing",
         "Where it stands",
         "SRP at 16 tokens says how well one set of experts, chosen for 16 tokens in a row, fits "
-        "what they use. The study that introduced it sorts models into the four groups shown. Its "
-        "models were measured on its own texts, so compare roughly.",
+        "what they use. Models of few experts reach a high SRP by chance; a dotted line leads from "
+        "chance to what was measured. The study that introduced SRP sorts models into the four "
+        "groups shown, by SRP alone. Its models were measured on its own texts: compare roughly.",
         report_text.standing,
-        ["model", "SRP(16)", "95% interval", "SCH at \N{GREEK SMALL LETTER RHO} = 2"],
+        ["model", "SRP(16)", "95% interval", *_BY_CHANCE, "SCH at \N{GREEK SMALL LETTER RHO} = 2"],
         _standing_rows,
     ),
     _Plan(
         "srp_by_segment_length",
         "Consistency by segment length",
         "1 would mean that some experts are used by every token of a window and the others by "
-        "none. The slower the line falls, the longer experts stay useful once they are loaded.",
+        "none. The slower the line falls, the longer experts stay useful once they are loaded. The "
+        "dotted line is chance: tokens that use every expert as often, without any memory.",
         report_text.by_length,
         _SRP_HEADER,
         _srp_rows("model"),
@@ -261,9 +290,16 @@ _PLANS = [
         "Hit rate by size of the cache",
         "Each layer has a cache of its own. SCH and Belady know the future and show what could be "
         "reached; LRU and LFU need no knowledge. Right of the knee each further expert brings less "
-        "than its share of the experts.",
+        "than its share of the experts. The dotted lines are what sets that never change find: "
+        "a random one, and that of the most used experts.",
         report_text.hit_rates,
-        ["experts a layer", "cache ratio", "of the experts", *POLICY_NAMES.values()],
+        [
+            "experts a layer",
+            "cache ratio",
+            "random set",
+            "most used",
+            *(header for name in POLICY_NAMES.values() for header in (name, "by chance")),
+        ],
         _hit_rate_rows,
     ),
     _Plan(
@@ -271,7 +307,7 @@ _PLANS = [
         "Consistency by layer",
         "A layer with a high SRP keeps to its experts and is served by a small cache; a layer with "
         "a low one changes them from token to token. The shade around one line is the 95% "
-        "interval.",
+        "interval, the dotted line is chance with the layer's own use of experts.",
         report_text.by_layer,
         ["layer", *_SRP_HEADER],
         _srp_rows("layer", "layer"),
@@ -279,8 +315,9 @@ _PLANS = [
     _Plan(
         "srp_by_domain",
         "Consistency by domain",
-        "Each row is a kind of text, each dot a segment length, with its 95% interval. Rows that "
-        "differ say that the same cache will serve some work better than other work.",
+        "Each row is a kind of text, each dot a segment length, with its 95% interval; the small "
+        "stroke below a dot is chance with the same use of experts. Rows that differ say that the "
+        "same cache will serve some work better than other work.",
         report_text.by_domain,
         ["domain", *_SRP_HEADER],
         _srp_rows("model", "domain", by_domain=True),
@@ -301,7 +338,7 @@ _PLANS = [
         "The same order as above: rank by use. Dark experts are used in runs and worth keeping; "
         "pale ones come and go.",
         report_text.srp_of_experts,
-        ["layer", "most consistent", "its SRP", "median SRP", "lowest SRP"],
+        ["layer", "most consistent", "its SRP", "median SRP", "lowest SRP", "median by chance"],
         _expert_rows,
     ),
     _Plan(
@@ -320,7 +357,7 @@ _PLANS = [
         "0 would be perfect balance. The dotted line is what chance gives: short windows are "
         "uneven even when every token draws its experts at random.",
         report_text.load_balance,
-        ["layer", "m", "std", "std / mean"],
+        ["layer", "m", "std", "std / mean", "by chance"],
         _balance_rows,
     ),
     _Plan(
@@ -329,7 +366,7 @@ _PLANS = [
         "Experts that are named before the router has spoken can be fetched in time. Each guess "
         "names as many experts as a token uses; the dotted line is blind guessing.",
         report_text.predictability,
-        ["layer", *PREDICTORS.values()],
+        ["layer", *PREDICTORS.values(), "by chance"],
         _prediction_rows,
     ),
 ]

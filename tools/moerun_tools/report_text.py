@@ -22,49 +22,72 @@ _HEADLINES = {
 }
 
 
-def headline(result: TraceMetrics, *, with_label: bool = False) -> str:
-    """Return the verdict as one sentence for somebody in a hurry.
+_NO_LOCALITY = {
+    "fixed set": "{model} is served by a fixed set of its most used experts: its routing has no "
+    "locality that a cache could follow.",
+    "none": "{model} gains from a cache only what its size brings: its routing has no locality.",
+}
 
-    Args:
-        result: the trace.
-        with_label: name the trace beside the model, of which there may be several.
-    """
-    name = result.facts.model
-    if with_label and result.label != name:
-        name += f" ({result.label})"
-    if result.verdict is None:
+
+def headline(result: TraceMetrics, count: int) -> str:
+    """Return the verdict as one sentence for somebody in a hurry; `count` traces are reported."""
+    verdict, name = result.verdict, result.name(count)
+    if verdict is None:
         return f"There is no verdict on {name}: its sequences are too short."
-    return _HEADLINES[result.verdict.group].format(model=name)
+    if verdict.group is None:
+        return f"There is no verdict on {name}."
+    if not verdict.has_locality:
+        return _NO_LOCALITY[verdict.advice].format(model=name)
+    return _HEADLINES[verdict.group].format(model=name)
 
 
 def cost(result: TraceMetrics) -> str:
-    """Return what the recommended cache takes and brings."""
+    """Return what a cache takes and brings, or why there is no verdict."""
     verdict, facts = result.verdict, result.facts
     if verdict is None:
         return f"A verdict needs sequences of at least {GROUP_LENGTH} tokens."
+    if verdict.group is None:
+        return " ".join(verdict.objections)
     size = f"{verdict.cache_fraction:.0%} of them"
     if verdict.cache_bytes is not None:
         size += f": {as_binary(verdict.cache_bytes)} instead of {as_binary(verdict.total_bytes)}"
+    cache = f"{verdict.capacity} of the {facts.num_experts} experts in each layer ({size})"
+    fixed = f"{verdict.fixed_set_hit_rate:.0%}"
+    if verdict.advice == "fixed set":
+        return (
+            f"The most used {cache} serve {fixed} of what tokens ask for, if they are kept and "
+            f"never replaced; by chance it would be {verdict.chance_hit_rate:.0%}. "
+            f"Replacing the least recently used expert finds {verdict.lru_hit_rate:.0%}."
+        )
+    found = (
+        f"find {verdict.lru_hit_rate:.0%} of the experts that tokens ask for if it kept those used "
+        f"last, {verdict.lfu_hit_rate:.0%} if it kept those used most so far, and "
+        f"{verdict.best_hit_rate:.0%} if it knew what comes; by chance it would be "
+        f"{verdict.chance_hit_rate:.0%}, and {fixed} with the most used experts, never replaced"
+    )
+    if verdict.advice == "none":
+        return f"No cache is recommended. One for {cache} would {found}."
     return (
-        f"A cache for {verdict.capacity} of the {facts.num_experts} experts in each layer ({size}) "
-        f"would find {verdict.sch_hit_rate:.0%} of the experts that tokens ask for if it knew the "
-        f"next {verdict.segment_length} tokens, and {verdict.lru_hit_rate:.0%} if it kept those "
-        "used last. The rest has to be fetched while tokens wait, or prefetched in time."
-        + (f" {verdict.caveat}" if verdict.caveat else "")
+        f"A cache for {cache} would {found}. The rest has to be fetched while tokens wait, or "
+        "prefetched in time."
     )
 
 
 def standing(result: TraceMetrics) -> str:
-    """Say where the trace stands between the groups and models of the study."""
+    """Say where the trace stands: over chance, and between the groups and models of the study."""
     verdict = result.verdict
     if verdict is None:
         return "Its sequences are too short to compare."
-    label = next(group.label for group in GROUPS if group.name == verdict.group)
+    label = next(group.label for group in GROUPS if group.name == verdict.study_group)
     text = f"SRP at {GROUP_LENGTH} tokens is {verdict.srp:.3f}"
     low, high = verdict.srp_ci_low, verdict.srp_ci_high
     if low is not None and high is not None:
         text += f" (95% interval {low:.3f} to {high:.3f})"
-    text += f", in the group \N{LEFT DOUBLE QUOTATION MARK}{label}\N{RIGHT DOUBLE QUOTATION MARK}"
+    text += (
+        f"; independent tokens that use every expert as often would have {verdict.srp_chance:.3f}, "
+        f"and {verdict.srp_chance_even:.3f} if they used all equally often. By SRP alone the study "
+        f"would say \N{LEFT DOUBLE QUOTATION MARK}{label}\N{RIGHT DOUBLE QUOTATION MARK}"
+    )
     above, below = neighbours(verdict.srp)
     if above is not None and below is not None:
         text += f", between {above.name} ({above.srp:.3f}) and {below.name} ({below.srp:.3f})."
@@ -72,16 +95,21 @@ def standing(result: TraceMetrics) -> str:
         text += f", above all {len(PUBLISHED)} models shown."
     else:
         text += f", below all {len(PUBLISHED)} models shown."
+    if verdict.group is not None and not verdict.has_locality:
+        text += " Without a margin over chance that says nothing."
     if low is not None and high is not None:
         borders = [group.lowest for group in GROUPS if low < group.lowest < high]
         if borders:
             text += f" The interval crosses the border at {borders[0]:.2f}: the group is uncertain."
-    sch = result.hit_rate_at("sch", 2 * result.facts.top_k)
-    if sch is None:
+    capacity = 2 * result.facts.top_k
+    sch = result.hit_rate_at("sch", capacity)
+    by_chance = result.chance_hit_rate_at("sch", capacity)
+    if sch is None or by_chance is None:
         return text
     others = " and ".join(f"{model.sch:.0%} of {model.name}" for model in (above, below) if model)
     return text + (
-        f" A cache of twice the experts of a token has an SCH of {sch:.0%}, against {others}."
+        f" A cache of twice the experts of a token has an SCH of {sch:.0%} ({by_chance:.0%} by "
+        f"chance), against {others}."
     )
 
 
@@ -101,8 +129,8 @@ def by_length(result: TraceMetrics) -> str:
     middle = result.srp("model", result.reference_length).row(0, named=True)
     return text + (
         f"The sets that serve {middle['segment_length']} tokens best hold "
-        f"{middle['cache_ratio']:.2f} times as many experts as one token uses; caching all of "
-        f"them would give {result.floor:.3f}."
+        f"{middle['cache_ratio']:.2f} times as many experts as one token uses; chance would give "
+        f"an SRP of {middle['srp_chance']:.3f}."
     )
 
 
@@ -116,7 +144,8 @@ def by_layer(result: TraceMetrics) -> str:
     distance = best["srp"] - worst["srp"]
     text = (
         f"At {result.reference_length} tokens layer {best['layer']} is the most consistent "
-        f"({best['srp']:.3f}) and layer {worst['layer']} the least ({worst['srp']:.3f}). "
+        f"({best['srp']:.3f}, by chance {best['srp_chance']:.3f}) and layer {worst['layer']} the "
+        f"least ({worst['srp']:.3f}, by chance {worst['srp_chance']:.3f}). "
     )
     if distance < 0.03:
         return text + "The layers hardly differ: caches of one size serve all of them."
@@ -135,7 +164,8 @@ def by_domain(result: TraceMetrics) -> str:
     best, worst = frame.row(0, named=True), frame.row(-1, named=True)
     text = (
         f"At {result.reference_length} tokens SRP is highest for {clean_text(best['domain'])} "
-        f"({best['srp']:.3f}) and lowest for {clean_text(worst['domain'])} ({worst['srp']:.3f})."
+        f"({best['srp']:.3f}, by chance {best['srp_chance']:.3f}) and lowest for "
+        f"{clean_text(worst['domain'])} ({worst['srp']:.3f}, by chance {worst['srp_chance']:.3f})."
     )
     if best["ci_low"] is None or worst["ci_high"] is None:
         return text
@@ -149,12 +179,16 @@ def hit_rates(result: TraceMetrics) -> str:
     verdict, facts = result.verdict, result.facts
     if verdict is None:
         return "The sequences are too short for a knee."
-    rates = {policy: result.hit_rate_at(policy, verdict.capacity) for policy in ("lfu", "belady")}
+    by_chance = verdict.hit_rates_by_chance["same"]
     text = (
         f"The knee of SCH is at {counted(verdict.capacity, 'expert')} a layer "
         f"(\N{GREEK SMALL LETTER RHO} = {verdict.cache_ratio:.3g}): {verdict.sch_hit_rate:.1%} of "
-        f"look-ups are hits, with LRU {verdict.lru_hit_rate:.1%}, LFU {rates['lfu'] or 0:.1%}, "
-        f"Belady {rates['belady'] or 0:.1%}."
+        f"look-ups are hits, with LRU {verdict.lru_hit_rate:.1%}, LFU {verdict.lfu_hit_rate:.1%}, "
+        f"Belady {verdict.belady_hit_rate:.1%}, and {verdict.fixed_set_hit_rate:.1%} with the most "
+        f"used experts, never replaced. A random set of as many finds "
+        f"{verdict.cache_fraction:.1%}; "
+        "where tokens draw their experts independently, each as often as here, SCH finds "
+        f"{by_chance['sch']:.1%} and LRU {by_chance['lru']:.1%}."
     )
     lru = result.hit_rates("lru").filter(pl.col("hit_rate") >= verdict.sch_hit_rate)
     if len(lru) > 0 and lru["capacity"][0] > verdict.capacity:

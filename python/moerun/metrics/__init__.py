@@ -5,6 +5,8 @@ docs/metrics.md for the definitions and their sources.
 """
 
 from moerun.metrics.cache_hits import hit_rate
+from moerun.metrics.chance import independent_srp
+from moerun.metrics.chance_hits import chance_hit_rate
 from moerun.metrics.expert_load import activation_rates, load_balance
 from moerun.metrics.expert_roles import specialization
 from moerun.metrics.local_consistency import srp
@@ -14,7 +16,9 @@ from moerun.metrics.suitability import Verdict, verdict
 __all__ = [
     "Verdict",
     "activation_rates",
+    "chance_hit_rate",
     "hit_rate",
+    "independent_srp",
     "load_balance",
     "predictability",
     "specialization",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int
@@ -53,7 +54,9 @@ def hit_rate(
     Returns:
         Columns `level`, `layer`, `domain` (null: all), `policy`, `segment_length` (null but for
         "sch"), `capacity` in experts (of one layer's cache, or of the pool), `cache_ratio`
-        (capacity by the experts that one token uses there), `hit_rate`, `ci_low`, `ci_high`.
+        (capacity by the experts that one token uses there), `hit_rate`, `ci_low`, `ci_high`; and
+        what sets that never change would find: `random_set` (any `capacity` experts: capacity by
+        all experts there) and `fixed_set` (the `capacity` most used ones).
 
     Raises:
         InvalidArgumentError: an argument is out of its range.
@@ -72,6 +75,7 @@ def hit_rate(
     slots = trace.top_k * (layers if is_pool else 1)
     sizes = trace.num_experts * (layers if is_pool else 1)
     sums = [np.zeros(caches * sizes) for _ in groups]
+    used = [np.zeros((layers, trace.num_experts)) for _ in groups]
     draws = [np.zeros((len(group.weights), caches * sizes)) for group in groups]
     for part in parts_of(trace):
         hits = _moerun.replay_hits(part.arrays, policy, segment_length, is_pool, workers)
@@ -79,9 +83,12 @@ def hit_rate(
         if level == "mean":
             rates = rates.mean(axis=1)
         rates = rates.reshape(len(part.lengths), -1)
-        for group, total, drawn in zip(groups, sums, draws, strict=True):
+        counts = _moerun.num_activations(part.arrays, workers)
+        of_tokens = counts / part.lengths[:, None, None]
+        for group, total, use, drawn in zip(groups, sums, used, draws, strict=True):
             members = group.members[part.rows]
             total += rates[members].sum(axis=0)
+            use += of_tokens[members].sum(axis=0)
             if len(drawn):
                 drawn += group.weights[:, part.rows][:, members] @ rates[members]
     rows = Rows(
@@ -95,9 +102,11 @@ def hit_rate(
         "hit_rate",
         "ci_low",
         "ci_high",
+        "random_set",
+        "fixed_set",
     )
     capacity = np.arange(1, sizes + 1)
-    for group, total, drawn in zip(groups, sums, draws, strict=True):
+    for group, total, use, drawn in zip(groups, sums, used, draws, strict=True):
         size = group.members.sum()
         low, high = interval(total / size, drawn / size)
         rows.add(
@@ -111,5 +120,18 @@ def hit_rate(
             hit_rate=total / size,
             ci_low=low,
             ci_high=high,
+            random_set=np.tile(capacity / sizes, caches),
+            fixed_set=_fixed_set_hits(use / (size * slots), level),
         )
     return rows.frame()
+
+
+def _fixed_set_hits(shares: NDArray[np.float64], level: str) -> NDArray[np.float64]:
+    """Shares of the look-ups, (L, E), to hits of the most used experts at every capacity.
+
+    In the order of the rows: by layer ("layer"), of their mean ("mean"), or of the pool ("model").
+    """
+    if level == "model":
+        shares = shares.reshape(1, -1)
+    hits: NDArray[np.float64] = (-np.sort(-shares, axis=1)).cumsum(axis=1).clip(max=1)
+    return hits.mean(axis=0) if level == "mean" else hits.ravel()

@@ -52,6 +52,35 @@ def count_activations(trace: Trace, groups: list[Group]) -> list[NDArray[np.uint
     return sums
 
 
+def sequence_rates(trace: Trace, group: Group) -> NDArray[np.float64]:
+    """Return the rate at which a token of a group uses each expert, (L, E).
+
+    Each sequence has the same weight, as in the mean of hit rates over sequences.
+    """
+    rates: NDArray[np.float64] = weighted_rates(trace, group.members[None].astype(np.float64))[0]
+    return rates
+
+
+def weighted_rates(trace: Trace, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return means over sequences of the rates at which a token uses each expert.
+
+    Args:
+        trace: the routing.
+        weights: (N, sequences of the trace) weight of each sequence in each of N means; each row
+            has a positive sum.
+
+    Returns:
+        (N, L, E), from 0 to 1.
+    """
+    sums = np.zeros((len(weights), len(trace.moe_layers), trace.num_experts))
+    for part in parts_of(trace):
+        counts = _moerun.num_activations(part.arrays, num_threads(None))
+        rates = counts / np.maximum(1, part.lengths)[:, None, None]
+        sums += np.tensordot(weights[:, part.rows], rates, axes=1)
+    means: NDArray[np.float64] = sums / weights.sum(axis=1)[:, None, None]
+    return means
+
+
 def load_balance(
     trace: Trace,
     segment_lengths: Sequence[int] = (4, 16, 64, 256),

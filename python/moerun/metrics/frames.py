@@ -13,6 +13,7 @@ _DTYPES: dict[str, Any] = {
     "expert": pl.Int32,
     "domain": pl.String,
     "policy": pl.String,
+    "use": pl.String,
     "predictor": pl.String,
     "segment_length": pl.Int32,
     "threshold": pl.Int32,

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.errors import InvalidArgumentError
+from moerun.metrics.chance import independent_srp
+from moerun.metrics.expert_load import weighted_rates
 from moerun.metrics.frames import Rows
 from moerun.metrics.groups import (
     Group,
@@ -57,7 +59,9 @@ def srp(
     Returns:
         Columns `level`, `layer`, `expert`, `domain` (null: all), `segment_length`, `srp`,
         `threshold` (the smallest best one), `cache_ratio` (size of the chosen set by the number of
-        active experts, the study's rho-hat), `activation_rate`, `ci_low`, `ci_high`.
+        active experts, the study's rho-hat), `activation_rate`, `ci_low`, `ci_high`; and what
+        chance gives, which has no memory of earlier tokens: `srp_chance` where every expert is
+        used as often as here, `srp_chance_even` where all are used equally often.
 
     Raises:
         InvalidArgumentError: an argument is out of its range.
@@ -79,15 +83,22 @@ def srp(
         "activation_rate",
         "ci_low",
         "ci_high",
+        "srp_chance",
+        "srp_chance_even",
     )
-    for m in usable_lengths(trace, segment_lengths):
-        groups = make_groups(trace, domain, by_domain, bootstrap, seed, least_tokens=m)
+    lengths = usable_lengths(trace, segment_lengths)
+    groups_of = {
+        m: make_groups(trace, domain, by_domain, bootstrap, seed, least_tokens=m) for m in lengths
+    }
+    chances = _chances(trace, groups_of, level)
+    for m, groups in groups_of.items():
+        even = independent_srp(np.full((1, 1), trace.top_k / trace.num_experts), m).item()
         if level == "expert":
             results = _of_experts(trace, groups, m, workers)
         else:
             results = _of_layers(trace, groups, m, level == "model", workers)
         layers = np.array(trace.moe_layers)
-        for group, (histograms, draws) in zip(groups, results, strict=True):
+        for group, (histograms, draws), chance in zip(groups, results, chances[m], strict=True):
             if not histograms.any():
                 continue
             best, threshold, ratio, rate = _moerun.srp(histograms)
@@ -106,8 +117,33 @@ def srp(
                 activation_rate=rate,
                 ci_low=low,
                 ci_high=high,
+                srp_chance=chance,
+                srp_chance_even=even,
             )
     return rows.frame()
+
+
+def _chances(
+    trace: Trace, groups_of: dict[int, list[Group]], level: str
+) -> dict[int, list[NDArray[np.float64]]]:
+    """SRP of independent routing for each length, group and unit.
+
+    The rates of use are those of the windows: a sequence counts by how many it has.
+    """
+    num_windows = [
+        np.maximum(0, trace.lengths.astype(np.float64) - m + 1) * group.members
+        for m, groups in groups_of.items()
+        for group in groups
+    ]
+    if not num_windows:
+        return {}
+    rates = iter(weighted_rates(trace, np.array(num_windows)))
+    units = {"model": 1, "layer": len(trace.moe_layers), "expert": -1}[level]
+    columns = 1 if level == "expert" else -1
+    return {
+        m: [independent_srp(next(rates).reshape(units, columns), m) for _ in groups]
+        for m, groups in groups_of.items()
+    }
 
 
 # Histograms of a group's units (units, m + 1), and SRP in each bootstrap sample (draws, units).

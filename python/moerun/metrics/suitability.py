@@ -9,51 +9,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moerun.errors import InvalidArgumentError
-from moerun.metrics.cache_hits import hit_rate
+from moerun.metrics.cache_hits import POLICIES, hit_rate
+from moerun.metrics.chance_hits import chance_hit_rate
 from moerun.metrics.local_consistency import srp
+from moerun.metrics.objections import objections
+from moerun.metrics.verdict_text import summary_of
 from moerun.trace import Trace
 
 SEGMENT_LENGTH = 16
 # SRP at 16 tokens from which on a model belongs to a group (arXiv 2505.16056, section 4).
 GROUPS = (("suits", 0.50), ("usable", 0.45), ("poor", 0.35), ("unsuitable", 0.0))
-_NEAR_THE_FLOOR = 0.03
-_SENTENCES = {
-    "suits": "suits expert offloading",
-    "usable": "can be offloaded, with some loss",
-    "poor": "suits expert offloading poorly",
-    "unsuitable": "does not suit expert offloading",
-}
+# Independent routing strays from its expected SRP by less than 0.007 (see objections.py). Routing
+# that repeats a token's experts with a probability of 20 % is 0.02 to 0.04 above chance.
+SRP_MARGIN = 0.02
+HIT_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a trace says about offloading the experts of its model.
 
+    All rates and SRP are shares from 0 to 1. Hit rates are those of one cache a layer with
+    `capacity` experts, mean over layers.
+
     Attributes:
         model: name of the model.
-        group: "suits" (SRP above 0.50), "usable" (0.45 to 0.50), "poor" (0.35 to 0.45) or
-            "unsuitable", by `srp`.
+        group: "suits", "usable", "poor" or "unsuitable": the study's group, but at most "poor"
+            without locality. None where the trace allows no verdict.
+        study_group: the study's group by `srp` alone: 0.50 or more, 0.45, 0.35, less.
+        objections: sentences on why there is no verdict; empty where there is one.
+        has_locality: whether routing follows what tokens before used: `srp` exceeds `srp_chance`
+            by 2 points or more, and LRU or LFU finds 5 points more than by chance.
+        advice: "cache": `capacity` experts a layer, replaced while the model runs; "fixed set": the
+            `capacity` most used experts of each layer; "none": memory only helps by its size.
         segment_length: 16 tokens, of `srp` and of the look-ahead of SCH.
         srp: of the whole model.
+        srp_chance: of independent routing that uses every expert as often.
+        srp_chance_even: of independent routing that uses all experts equally often.
         srp_floor: what any routing reaches with a set of all experts, 2 k / (E + k).
-        srp_ci_low: end of its 95 % interval; None without a bootstrap.
-        srp_ci_high: end of its 95 % interval; None without a bootstrap.
-        capacity: cached experts a layer at the knee of the SCH curve.
+        srp_ci_low: end of the 95 % interval of `srp`; None without a bootstrap.
+        srp_ci_high: end of the 95 % interval of `srp`; None without a bootstrap.
+        capacity: experts a layer at the knee of the SCH curve.
         cache_ratio: `capacity` by the experts that a token uses.
-        cache_fraction: `capacity` by all experts of a layer.
-        sch_hit_rate: at that capacity, one cache a layer, mean over layers.
-        lru_hit_rate: the same.
-        belady_hit_rate: the same.
+        cache_fraction: `capacity` by all experts of a layer: what a random set of them finds.
+        sch_hit_rate: with 16 tokens of foresight.
+        lru_hit_rate: the least recently used expert is evicted.
+        lfu_hit_rate: the least frequently used expert is evicted.
+        belady_hit_rate: with all foresight.
+        fixed_set_hit_rate: of the most used experts, never replaced, on the tokens that chose them.
+        hit_rates_by_chance: the same policies on independent routing of the same lengths, by use
+            ("same": every expert as often as here, "even") and by policy.
         expert_bytes: of one expert, None where the trace does not say.
-        cache_bytes: of such a cache for all layers.
+        cache_bytes: of `capacity` experts in every layer.
         total_bytes: of all experts.
-        caveat: a sentence on why this should not be trusted, None if nothing speaks against it.
     """
 
     model: str
-    group: str
+    group: str | None
+    study_group: str
+    objections: tuple[str, ...]
+    has_locality: bool
+    advice: str
     segment_length: int
     srp: float
+    srp_chance: float
+    srp_chance_even: float
     srp_floor: float
     srp_ci_low: float | None
     srp_ci_high: float | None
@@ -62,29 +82,39 @@ class Verdict:
     cache_fraction: float
     sch_hit_rate: float
     lru_hit_rate: float
+    lfu_hit_rate: float
     belady_hit_rate: float
+    fixed_set_hit_rate: float
+    hit_rates_by_chance: dict[str, dict[str, float]]
     expert_bytes: int | None
     cache_bytes: int | None
     total_bytes: int | None
-    caveat: str | None
+
+    @property
+    def srp_gain(self) -> float:
+        """SRP above that of independent routing which uses every expert as often."""
+        return self.srp - self.srp_chance
+
+    @property
+    def chance_hit_rate(self) -> float:
+        """Hits by chance: of LRU where tokens draw their experts independently and evenly.
+
+        `cache_fraction`, and a little more in short sequences: first uses fill an empty cache.
+        """
+        return max(self.cache_fraction, self.hit_rates_by_chance["even"]["lru"])
+
+    @property
+    def best_hit_rate(self) -> float:
+        """The most that foresight finds."""
+        return max(self.sch_hit_rate, self.belady_hit_rate)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes by name."""
-        return asdict(self)
+        return {**asdict(self), "objections": list(self.objections)}
 
     def summary(self) -> str:
-        """Return the verdict in two sentences."""
-        size = ""
-        if self.cache_bytes is not None and self.total_bytes is not None:
-            size = f" ({_gib(self.cache_bytes)} of {_gib(self.total_bytes)})"
-        return (
-            f"{self.model} {_SENTENCES[self.group]}: SRP {self.srp:.1%} at "
-            f"{self.segment_length} tokens. Cache {self.capacity} "
-            f"expert{'' if self.capacity == 1 else 's'} a layer, "
-            f"{self.cache_ratio:.3g} times what a token uses and {self.cache_fraction:.0%} of "
-            f"all{size}: up to {self.sch_hit_rate:.0%} hits with {self.segment_length} tokens of "
-            f"foresight, {self.lru_hit_rate:.0%} with LRU."
-        )
+        """Return the verdict in a few sentences."""
+        return summary_of(self)
 
 
 def verdict(
@@ -94,7 +124,7 @@ def verdict(
 
     The knee is the capacity c, at least top_k, where the hit rate is farthest above the share
     c / num_experts of all experts that it costs (Satopaa et al., 2011, "Kneedle", on the whole
-    curve).
+    curve). No group above "poor" and no cache is given to routing without locality.
 
     Args:
         trace: the routing.
@@ -113,34 +143,59 @@ def verdict(
     row = srp(trace, (SEGMENT_LENGTH,), bootstrap=bootstrap, seed=seed, threads=threads).row(
         0, named=True
     )
-    rates = {
-        policy: hit_rate(trace, policy, SEGMENT_LENGTH, "mean", threads=threads)[
-            "hit_rate"
-        ].to_numpy()
-        for policy in ("sch", "lru", "belady")
+    frames = {
+        policy: hit_rate(trace, policy, SEGMENT_LENGTH, "mean", threads=threads)
+        for policy in POLICIES
     }
-    capacity = knee(rates["sch"], trace.top_k)  # less than a token's experts cannot run
+    # Less than a token's experts cannot run.
+    capacity = knee(frames["sch"]["hit_rate"].to_numpy(), trace.top_k)
+    rates = {policy: float(frame["hit_rate"][capacity - 1]) for policy, frame in frames.items()}
+    by_chance: dict[str, dict[str, float]] = {"same": {}, "even": {}}
+    drawn = chance_hit_rate(trace, POLICIES, SEGMENT_LENGTH, threads=threads)
+    for use, policy, rate in (
+        drawn.filter(capacity=capacity).select("use", "policy", "hit_rate").iter_rows()
+    ):
+        by_chance[use][policy] = rate
+    share = capacity / trace.num_experts
+    fixed = float(frames["lru"]["fixed_set"][capacity - 1])
+    group = next(name for name, least in GROUPS if row["srp"] >= least)
+    has_locality = row["srp"] >= row["srp_chance"] + SRP_MARGIN and any(
+        rates[policy] >= max(share, by_chance["even"][policy]) + HIT_MARGIN
+        for policy in ("lru", "lfu")
+    )
+    reasons = tuple(objections(trace))
+    if reasons:
+        advice = "none"
+    elif has_locality:
+        advice = "cache"
+    else:
+        is_uneven = fixed >= _fixed_set_by_chance(trace, capacity) + HIT_MARGIN
+        advice = "fixed set" if is_uneven else "none"
     expert_bytes = trace.expert_bytes
     layers = len(trace.moe_layers)
-    floor = 2 * trace.top_k / (trace.num_experts + trace.top_k)
     return Verdict(
         model=trace.model,
-        group=next(name for name, least in GROUPS if row["srp"] >= least),
+        group=None if reasons else group if has_locality else _at_most_poor(group),
+        study_group=group,
+        objections=reasons,
+        has_locality=has_locality,
+        advice=advice,
         segment_length=SEGMENT_LENGTH,
         srp=row["srp"],
-        srp_floor=floor,
+        srp_chance=row["srp_chance"],
+        srp_chance_even=row["srp_chance_even"],
+        srp_floor=2 * trace.top_k / (trace.num_experts + trace.top_k),
         srp_ci_low=row["ci_low"],
         srp_ci_high=row["ci_high"],
         capacity=capacity,
         cache_ratio=capacity / trace.top_k,
-        cache_fraction=capacity / trace.num_experts,
-        sch_hit_rate=float(rates["sch"][capacity - 1]),
-        lru_hit_rate=float(rates["lru"][capacity - 1]),
-        belady_hit_rate=float(rates["belady"][capacity - 1]),
+        cache_fraction=share,
+        **{f"{policy}_hit_rate": rate for policy, rate in rates.items()},
+        fixed_set_hit_rate=fixed,
+        hit_rates_by_chance=by_chance,
         expert_bytes=expert_bytes,
         cache_bytes=None if expert_bytes is None else expert_bytes * layers * capacity,
         total_bytes=None if expert_bytes is None else expert_bytes * layers * trace.num_experts,
-        caveat=_caveat(trace, row["srp"], floor),
     )
 
 
@@ -150,20 +205,19 @@ def knee(hit_rates: NDArray[np.float64], least: int = 1) -> int:
     return int(np.argmax((hit_rates - share)[least - 1 :])) + least
 
 
-def _caveat(trace: Trace, value: float, floor: float) -> str | None:
-    if "(random weights)" in trace.model:
-        return (
-            "The weights are random, and so is the routing: this says nothing of a trained model."
-        )
-    if value < floor + _NEAR_THE_FLOOR:
-        return (
-            f"A set of all experts reaches an SRP of {floor:.1%} with any routing; this is hardly "
-            "more, so the group says little."
-        )
-    return None
+def _at_most_poor(group: str) -> str:
+    return group if group == "unsuitable" else "poor"
 
 
-def _gib(num_bytes: int) -> str:
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.1f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB"
+def _fixed_set_by_chance(trace: Trace, capacity: int) -> float:
+    """Share of look-ups that the `capacity` most used experts serve where use is even.
+
+    More than their share of the experts: they are chosen by the tokens that they are measured on.
+    """
+    random = np.random.default_rng(0)
+    draws = 32
+    counts = random.binomial(
+        trace.num_tokens, trace.top_k / trace.num_experts, (draws, trace.num_experts)
+    )
+    most = -np.sort(-counts, axis=1)[:, :capacity]
+    return max(capacity / trace.num_experts, float(most.sum() / max(1, counts.sum())))

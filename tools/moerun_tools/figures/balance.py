@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moerun_tools.figures.style import (
+    DOTTED,
     GRID,
     MOST_PANELS,
     MOST_SERIES,
@@ -59,7 +60,7 @@ def load_balance(results: Sequence[TraceMetrics]) -> Figure | None:
     if len(shares) == 1:
         x = np.geomspace(lengths[0], lengths[-1], 50)
         y = np.array([random_variation(shares.copy().pop(), m) for m in x])
-        axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        axes.plot(x, y, color=MUTED, linewidth=1, linestyle=DOTTED)
         labels.append(("experts drawn at random", float(y[-1]), MUTED))
     label_ends(axes, labels)
     axes.set_ylabel("std / mean of the experts' use")
@@ -94,7 +95,7 @@ def predictability(results: Sequence[TraceMetrics]) -> Figure | None:
             frame = result.predictability(predictor)
             highest = max([highest, *frame["recall"]])
             layer_line(axes, frame, "recall", colour)
-        axes.axhline(result.facts.even_share, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        axes.axhline(result.facts.even_share, color=MUTED, linewidth=1, linestyle=DOTTED)
         in_percent(axes)
     for axes, result in zip(all_axes, drawn, strict=True):
         axes.set_ylim(0, min(1.0, highest * 1.1 + 0.02))

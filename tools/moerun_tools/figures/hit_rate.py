@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moerun_tools.figures.style import (
+    DOTTED,
     INK,
     LEGEND,
     MOST_SERIES,
@@ -29,6 +31,8 @@ _LEGEND = {
     "sch": "SCH: knows the next 16 tokens",
     "lfu": "LFU: the most used so far",
     "lru": "LRU: the last used",
+    "fixed_set": "the most used, never replaced",
+    "random_set": "chance: a random set, never replaced",
 }
 _LOG_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _MOST_LINEAR = 20  # cache ratio up to which the axis is linear
@@ -69,7 +73,7 @@ def _ratio_axis(axes: Axes, least: float, most: float) -> None:
 
 
 def _draw_policies(axes: Axes, result: TraceMetrics) -> None:
-    """Draw all policies of one trace, the knee of SCH, and what the cache costs."""
+    """Draw all policies of one trace, what chance finds, and the knee if a cache is advised."""
     verdict, facts = result.verdict, result.facts
     for policy in ("belady", "lfu", "lru", "sch"):
         frame = result.hit_rates(policy)
@@ -87,8 +91,18 @@ def _draw_policies(axes: Axes, result: TraceMetrics) -> None:
             )
         style = (0, (4, 2)) if policy == "belady" else "-"
         axes.plot(x, frame["hit_rate"], color=colour, linestyle=style, gid=policy)
+    for column in ("fixed_set", "random_set"):
+        frame = result.hit_rates("lru")
+        axes.plot(
+            [0.0, *frame["cache_ratio"]],
+            [0.0, *frame[column]],
+            color=LIGHT["green"] if column == "fixed_set" else MUTED,
+            linewidth=1.4,
+            linestyle=DOTTED,
+            gid=column,
+        )
     _name_policies(axes)
-    if verdict is not None:
+    if verdict is not None and verdict.advice == "cache":
         at = verdict.capacity / facts.top_k
         axes.plot([at, at], [0, verdict.sch_hit_rate], color=INK, linewidth=1, linestyle=":")
         axes.plot(at, verdict.sch_hit_rate, "o", color=LIGHT["blue"], markeredgecolor=SURFACE, ms=8)
@@ -143,6 +157,9 @@ def _capacity_axis(axes: Axes, result: TraceMetrics) -> None:
 def _draw_traces(axes: Axes, results: Sequence[TraceMetrics]) -> None:
     """Draw SCH and LRU of several traces."""
     lines = []
+    for most in sorted({result.facts.num_experts / result.facts.top_k for result in results}):
+        shares = np.linspace(0, 1, 65)  # a line is not straight on a logarithmic axis
+        axes.plot(most * shares, shares, color=MUTED, linewidth=1, linestyle=DOTTED, gid="chance")
     for row, result in reversed(list(enumerate(results))):
         colour = SERIES[row] if row < MOST_SERIES else MUTED
         for policy, style in (("lru", (0, (3, 2))), ("sch", "-")):
@@ -156,7 +173,7 @@ def _draw_traces(axes: Axes, results: Sequence[TraceMetrics]) -> None:
             )
         lines.append((line, clean_text(result.label, 30)))
         verdict = result.verdict
-        if verdict is not None:
+        if verdict is not None and verdict.advice == "cache":
             axes.plot(
                 verdict.capacity / result.facts.top_k,
                 verdict.sch_hit_rate,
@@ -170,4 +187,4 @@ def _draw_traces(axes: Axes, results: Sequence[TraceMetrics]) -> None:
         loc="lower right",
         **LEGEND,
     )
-    axes.set_title("Hit rate by size of the cache: SCH (solid, knee marked) and LRU (dashed)")
+    axes.set_title("Hit rate by size: SCH (solid, knee marked), LRU (dashed), chance (dotted)")

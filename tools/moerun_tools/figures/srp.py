@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from moerun_tools.figures.style import (
+    DOTTED,
     GRID,
     INK,
     MOST_PANELS,
@@ -39,9 +40,10 @@ def standing(results: Sequence[TraceMetrics]) -> Figure | None:
     known = [(result, result.verdict) for result in results if result.verdict is not None]
     if not known:
         return None
-    height = 1.9 + 0.27 * len(known)
+    height = 1.9 + 0.4 * len(known)
     figure, axes = new_figure(height)
-    values = [verdict.srp for _, verdict in known] + [model.srp for model in PUBLISHED]
+    values = [value for _, verdict in known for value in (verdict.srp, verdict.srp_chance)]
+    values += [model.srp for model in PUBLISHED]
     low, high = min(0.27, min(values) - 0.03), max(0.58, max(values) + 0.03)
     rows = len(known)
     axes.set(xlim=(low, high), ylim=(-1.5, rows + 0.35))
@@ -50,18 +52,18 @@ def standing(results: Sequence[TraceMetrics]) -> Figure | None:
     for row, (result, verdict) in enumerate(known):
         colour = SERIES[row] if row < MOST_SERIES else MUTED
         y = rows - 0.75 - row
+        _draw_gain(axes, verdict.srp_chance, verdict.srp, y, colour)
         if verdict.srp_ci_low is not None and verdict.srp_ci_high is not None:
             axes.plot([verdict.srp_ci_low, verdict.srp_ci_high], [y, y], color=colour)
         axes.plot(verdict.srp, y, "o", color=colour, markersize=8, markeredgecolor=SURFACE)
         is_right = verdict.srp > (low + high) / 2
-        end = verdict.srp_ci_low if is_right else verdict.srp_ci_high
         axes.annotate(
-            f"{clean_text(result.label, 40)}  {verdict.srp:.3f}",
-            (verdict.srp if end is None else end, y),
-            xytext=(-9 if is_right else 9, 0),
+            f"{clean_text(result.name(len(results)), 60)}  {verdict.srp:.3f}",
+            (verdict.srp if is_right else min(verdict.srp, verdict.srp_chance), y),
+            xytext=(4 if is_right else -4, 6),
             textcoords="offset points",
             ha="right" if is_right else "left",
-            va="center",
+            va="bottom",
             fontweight="bold",
             color=INK,
         )
@@ -69,8 +71,16 @@ def standing(results: Sequence[TraceMetrics]) -> Figure | None:
     axes.yaxis.set_major_locator(NullLocator())
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"SRP at {GROUP_LENGTH} tokens; grey: models measured in arXiv 2505.16056")
+    axes.set_title(
+        f"SRP at {GROUP_LENGTH} tokens, dotted from chance; grey: models of arXiv 2505.16056"
+    )
     return figure
+
+
+def _draw_gain(axes: Axes, chance: float, value: float, y: float, colour: str) -> None:
+    """Draw a dotted line from what chance gives to what was measured."""
+    axes.plot([chance, value], [y, y], color=colour, linewidth=1.2, linestyle=DOTTED, gid="chance")
+    axes.plot(chance, y, "|", color=colour, markersize=7)
 
 
 def _draw_published(axes: Axes, low: float, high: float) -> None:
@@ -114,43 +124,36 @@ def srp_by_length(results: Sequence[TraceMetrics]) -> Figure | None:
     lengths = sorted({m for result in drawn for m in result.segment_lengths})
     lengths_axis(axes, lengths)
     frames = [result.srp("model") for result in drawn]
-    floors = {round(result.floor, 6) for result in drawn}
     values = [value for frame in frames for value in _extent(frame)]
     has_groups = lengths[0] <= GROUP_LENGTH <= lengths[-1]
     marks = [0.3, 0.55] if has_groups else []
-    low = max(0.0, min([*values, *marks, *(floors if len(floors) == 1 else [])]) - 0.04)
+    values += [value for frame in frames for value in frame["srp_chance"]]
+    low = max(0.0, min([*values, *marks]) - 0.04)
     axes.set_ylim(low, max([*values, *marks]) + 0.06)
     if has_groups:
         _draw_groups_at_16(axes, frames)
-    if len(floors) == 1:
-        floor = drawn[0].floor
-        axes.axhline(floor, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(
-            f"every expert cached: {floor:.2f}",
-            (1, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=MUTED,
-        )
     labels = []
     for row, (result, frame) in reversed(list(enumerate(zip(drawn, frames, strict=True)))):
         colour = SERIES[row] if row < MOST_SERIES else MUTED
         _draw_interval(axes, frame, "segment_length", colour)
         x, y = frame["segment_length"], frame["srp"]
         axes.plot(x, y, "o-", color=colour, markeredgecolor=SURFACE)
+        axes.plot(
+            x, frame["srp_chance"], color=colour, linewidth=1.2, linestyle=DOTTED, gid="chance"
+        )
         labels.append((clean_text(result.label, 24), y[-1], colour))
         if len(drawn) == 1:
+            labels = [
+                ("measured", y[-1], colour),
+                ("by chance", frame["srp_chance"][-1], colour),
+            ]
             for a, b in zip(x, y, strict=True):
                 axes.annotate(
                     f"{b:.3f}", (a, b), (0, 9), textcoords="offset points", ha="center", color=INK
                 )
-    if len(drawn) > 1:
-        label_ends(axes, labels)
+    label_ends(axes, labels)
     axes.set_ylabel("SRP of the whole model")
-    axes.set_title("Segment routing best performance by segment length")
+    axes.set_title("Segment routing best performance by segment length; dotted: by chance")
     return figure
 
 
@@ -195,9 +198,10 @@ def srp_by_layer(results: Sequence[TraceMetrics]) -> Figure | None:
     drawn = [result for result in results if result.segment_lengths][:MOST_PANELS]
     if not drawn:
         return None
-    title = "SRP by layer, one line for each segment length m"
+    title = "SRP by layer, one line for each segment length m; dotted: by chance"
     figure, all_axes = panels([clean_text(result.label, 40) for result in drawn], title)
     values = [value for result in drawn for value in _extent(result.srp("layer"))]
+    values += [value for result in drawn for value in result.srp("layer")["srp_chance"]]
     span = max(values) - min(values) or 0.1
     for axes, result in zip(all_axes, drawn, strict=True):
         axes.set_ylim(max(0, min(values) - 0.08 * span), min(1, max(values) + 0.08 * span))
@@ -210,6 +214,14 @@ def srp_by_layer(results: Sequence[TraceMetrics]) -> Figure | None:
             if length == result.reference_length:
                 _draw_interval(axes, frame, "layer", colour)
             layer_line(axes, frame, "srp", colour)
+            axes.plot(
+                frame["layer"],
+                frame["srp_chance"],
+                color=colour,
+                linewidth=1,
+                linestyle=DOTTED,
+                gid="chance",
+            )
             labels.append((f"m = {length}", frame["srp"][-1], colour))
         label_ends(axes, labels)
     for axes in all_axes[::2]:
@@ -227,7 +239,7 @@ def srp_by_domain(results: Sequence[TraceMetrics]) -> Figure | None:
         return None
     chosen = [_chosen_domains(result) for result in drawn]
     most = max(map(len, chosen))
-    title = "SRP by domain, one dot for each segment length m"
+    title = "SRP by domain, one dot for each segment length m; strokes: by chance"
     if any(len(result.facts.domains) > MOST_DOMAINS for result in drawn):
         title += f" (the {MOST_DOMAINS // 2} highest and lowest)"
     columns = 1 if len(drawn) == 1 else 2
@@ -276,6 +288,7 @@ def _draw_domains(axes: Axes, result: TraceMetrics, names: list[str]) -> None:
                     [value["ci_low"], value["ci_high"]], [row, row], color=colour, linewidth=1.4
                 )
             axes.plot(value["srp"], row, "o", color=colour, markeredgecolor=SURFACE)
+            axes.plot(value["srp_chance"], row + 0.3, "|", color=colour, markersize=6)
         if row == 0:
             for value, place in zip(
                 frame.iter_rows(named=True), spread(frame["srp"].to_list(), gap), strict=True

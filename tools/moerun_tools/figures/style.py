@@ -30,6 +30,7 @@ SERIES = [LIGHT[name] for name in ("blue", "orange", "green", "purple", "ochre",
 MOST_SERIES = len(SERIES)  # traces with a colour of their own in one picture
 MOST_PANELS = 6  # small multiples in one picture
 
+DOTTED = (0, (1, 2))  # of what chance gives
 _LABEL_HEIGHT = 0.15  # inches
 WIDTH = 7.2  # inches: at the width of the report the text is as large as the text around it
 
