@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/version.h"
@@ -73,17 +75,45 @@ T& given(T* pointer, const char* name) {
   return *pointer;
 }
 
+#define MOERUN_END_OF(type, field) (offsetof(type, field) + sizeof(type::field))
+
+// Where the fields of a structure end, so that no size cuts a field in two.
+std::vector<std::size_t> field_ends(const moerun_options&) {
+  return {
+      MOERUN_END_OF(moerun_options, device),        MOERUN_END_OF(moerun_options, threads),
+      offsetof(moerun_options, context_length),     MOERUN_END_OF(moerun_options, context_length),
+      MOERUN_END_OF(moerun_options, prefill_chunk), MOERUN_END_OF(moerun_options, cpu_kernels),
+      MOERUN_END_OF(moerun_options, struct_size)};
+}
+
+std::vector<std::size_t> field_ends(const moerun_sampling&) {
+  return {MOERUN_END_OF(moerun_sampling, struct_size),
+          MOERUN_END_OF(moerun_sampling, max_new_tokens),
+          MOERUN_END_OF(moerun_sampling, temperature),
+          MOERUN_END_OF(moerun_sampling, top_k),
+          MOERUN_END_OF(moerun_sampling, top_p),
+          MOERUN_END_OF(moerun_sampling, min_p),
+          MOERUN_END_OF(moerun_sampling, repetition_penalty),
+          MOERUN_END_OF(moerun_sampling, seed),
+          MOERUN_END_OF(moerun_sampling, stop_token_ids),
+          MOERUN_END_OF(moerun_sampling, num_stop_token_ids)};
+}
+
+#undef MOERUN_END_OF
+
 // A caller built against another version has a smaller or larger structure: what it lacks keeps its
 // default, what this version does not know must not be relied on.
 template <typename T>
 T merged(const T* given_struct, T defaults, const char* name) {
   if (given_struct == nullptr) return defaults;
-  if (given_struct->struct_size < sizeof(std::size_t) || given_struct->struct_size > sizeof(T)) {
-    throw InvalidArgument(message(name, ".struct_size: expected at most ", sizeof(T), ", found ",
-                                  given_struct->struct_size,
+  const std::size_t size = given_struct->struct_size;
+  const std::vector<std::size_t> ends = field_ends(defaults);
+  if (std::find(ends.begin(), ends.end(), size) == ends.end()) {
+    throw InvalidArgument(message(name, ".struct_size: expected ", sizeof(T),
+                                  " (or the end of an earlier field), found ", size,
                                   "; initialise it with the _default function"));
   }
-  std::memcpy(static_cast<void*>(&defaults), given_struct, given_struct->struct_size);
+  std::memcpy(static_cast<void*>(&defaults), given_struct, size);
   return defaults;
 }
 
@@ -106,6 +136,7 @@ moerun_status fill_default(T* target, std::size_t struct_size, T defaults, const
   });
 }
 
+// To be checked against the context's length before it is read.
 std::span<const std::int32_t> ids_of(const std::int32_t* token_ids, std::size_t num_tokens) {
   if (num_tokens != 0) given(token_ids, "token_ids");
   return {token_ids, num_tokens};
@@ -174,6 +205,7 @@ moerun_status moerun_generate(moerun_model* model, const int32_t* token_ids, siz
     given(generation, "generation") = nullptr;
     const auto& loaded = given(model, "model").model;
     const auto ids = ids_of(token_ids, num_tokens);
+    loaded->check_prompt(ids);  // its length, before anything is copied
     const moerun_sampling merged_sampling = merged(sampling, default_sampling(), "sampling");
     if (merged_sampling.max_new_tokens < 0) {
       throw InvalidArgument(message("sampling.max_new_tokens: expected 0 or more, found ",
@@ -190,6 +222,12 @@ moerun_status moerun_generate(moerun_model* model, const int32_t* token_ids, siz
                        merged_sampling.repetition_penalty,
                        merged_sampling.seed};
     if (merged_sampling.stop_token_ids != nullptr) {
+      const auto most = static_cast<std::size_t>(loaded->config().vocab_size);
+      if (merged_sampling.num_stop_token_ids > most) {
+        throw InvalidArgument(message("sampling.num_stop_token_ids: expected at most ", most,
+                                      " (the vocabulary), found ",
+                                      merged_sampling.num_stop_token_ids));
+      }
       params.stop_token_ids.assign(
           merged_sampling.stop_token_ids,
           merged_sampling.stop_token_ids + merged_sampling.num_stop_token_ids);

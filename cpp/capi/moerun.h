@@ -55,7 +55,7 @@ typedef struct moerun_sampling {
   double repetition_penalty;
   uint64_t seed;
   const int32_t* stop_token_ids; /* null: the model's own end-of-sequence tokens */
-  size_t num_stop_token_ids;
+  size_t num_stop_token_ids;     /* at most the vocabulary */
 } moerun_sampling;
 
 MOERUN_API const char* moerun_version(void);

@@ -65,13 +65,23 @@ bool is_present(const fs::path& path) {
   return fs::exists(fs::symlink_status(path, error));
 }
 
+}  // namespace
+
+struct Checkpoint::Opened {
+  std::vector<SafetensorsFile> files;
+  std::map<std::string, std::size_t> file_of;  // of tensors that an index names: place in `files`
+};
+
+namespace {
+
 // Opens every shard once, and holds each to what the index says it has.
-std::vector<SafetensorsFile> open_shards(const fs::path& directory) {
+Checkpoint::Opened open_shards(const fs::path& directory) {
   const fs::path index_path = directory / kIndexName;
   const std::string where = index_path.string();
   const auto index = parse_checkpoint_index(read_text_file(index_path, kMaxIndexBytes), where);
 
-  std::vector<SafetensorsFile> files;
+  Checkpoint::Opened result;
+  std::vector<SafetensorsFile>& files = result.files;
   std::map<std::string, std::size_t> opened;  // file name -> place in `files`
   for (const auto& [tensor, name] : index) {
     const auto [found, is_new] = opened.try_emplace(name, files.size());
@@ -90,16 +100,17 @@ std::vector<SafetensorsFile> open_shards(const fs::path& directory) {
                                 " is not in ", quote(name),
                                 ", expected it there; index and shards do not belong together"));
     }
+    result.file_of.emplace(tensor, found->second);
   }
-  return files;
+  return result;
 }
 
-std::vector<SafetensorsFile> open_files(const fs::path& directory) {
+Checkpoint::Opened open_files(const fs::path& directory) {
   check_is_directory(directory);
   if (is_present(directory / kSingleName)) {
-    std::vector<SafetensorsFile> files;
-    files.push_back(SafetensorsFile::open(directory / kSingleName));
-    return files;
+    Checkpoint::Opened result;
+    result.files.push_back(SafetensorsFile::open(directory / kSingleName));
+    return result;
   }
   if (is_present(directory / kIndexName)) return open_shards(directory);
   throw FileError(message(directory.string(), ": no weights: looked for ", kSingleName, " and ",
@@ -130,10 +141,15 @@ std::string closest_name(std::string_view name, const std::vector<TensorRef>& te
 
 }  // namespace
 
-Checkpoint::Checkpoint(fs::path directory, std::vector<SafetensorsFile> files)
-    : directory_(std::move(directory)), files_(std::move(files)) {
+Checkpoint::Checkpoint(fs::path directory, Opened opened)
+    : directory_(std::move(directory)), files_(std::move(opened.files)) {
   for (const SafetensorsFile& file : files_) {
-    for (const TensorInfo& info : file.tensors()) tensors_.push_back({&file, &info});
+    for (const TensorInfo& info : file.tensors()) {
+      // Other shards may hold an older version of a tensor, or a copy: the index decides.
+      const auto indexed = opened.file_of.find(info.name);
+      const bool is_shadowed = indexed != opened.file_of.end() && &files_[indexed->second] != &file;
+      if (!is_shadowed) tensors_.push_back({&file, &info});
+    }
   }
   std::sort(tensors_.begin(), tensors_.end(),
             [](const TensorRef& a, const TensorRef& b) { return a.info->name < b.info->name; });
@@ -141,11 +157,14 @@ Checkpoint::Checkpoint(fs::path directory, std::vector<SafetensorsFile> files)
       tensors_.begin(), tensors_.end(),
       [](const TensorRef& a, const TensorRef& b) { return a.info->name == b.info->name; });
   if (twice != tensors_.end()) {
+    const auto name_of = [&](const TensorRef& tensor) {
+      return tensor.file->path().lexically_relative(directory_).string();
+    };
     throw FormatError(message((directory_ / kIndexName).string(), ": tensor ",
                               quote(twice->info->name), " is in two shards, ",
-                              quote(twice->file->path().filename().string()), " and ",
-                              quote(std::next(twice)->file->path().filename().string()),
-                              ", expected one; the shards do not belong together"));
+                              quote(name_of(*twice)), " and ", quote(name_of(*std::next(twice))),
+                              ", and field 'weight_map' does not say which is meant; add it there, "
+                              "or download the index again"));
   }
 }
 

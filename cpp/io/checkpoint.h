@@ -20,8 +20,9 @@ struct TensorRef {
 class Checkpoint {
  public:
   // Opens `directory`/model.safetensors, or the shards of `directory`/model.safetensors.index.json,
-  // and checks all headers. FileError where there is neither or a shard is missing, FormatError
-  // where the index contradicts the shards.
+  // and checks all headers. Of a tensor that is in several shards the index names the one to read.
+  // FileError where there is neither or a shard is missing, FormatError where the index contradicts
+  // the shards.
   static Checkpoint open(const std::filesystem::path& directory);
 
   const TensorRef* find(std::string_view name) const;  // null: none
@@ -34,8 +35,10 @@ class Checkpoint {
   const std::filesystem::path& directory() const { return directory_; }
   const std::vector<SafetensorsFile>& files() const { return files_; }
 
+  struct Opened;  // files, and what an index says of them
+
  private:
-  Checkpoint(std::filesystem::path directory, std::vector<SafetensorsFile> files);
+  Checkpoint(std::filesystem::path directory, Opened opened);
 
   std::filesystem::path directory_;
   std::vector<SafetensorsFile> files_;

@@ -9,9 +9,21 @@
 namespace moerun {
 namespace {
 
-bool is_plain_file_name(std::string_view name) {
+bool is_plain_name(std::string_view name) {
   return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
-         name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
+         name.find_first_of(std::string_view("\\\0", 2)) == std::string_view::npos;
+}
+
+// Plain names between slashes: such a path cannot leave the directory that it starts in.
+bool leads_down(std::string_view path) {
+  constexpr std::size_t kMaxPathBytes = 4095;
+  if (path.size() > kMaxPathBytes) return false;
+  for (std::size_t slash = path.find('/'); slash != std::string_view::npos;
+       slash = path.find('/')) {
+    if (!is_plain_name(path.substr(0, slash))) return false;
+    path.remove_prefix(slash + 1);
+  }
+  return is_plain_name(path);
 }
 
 }  // namespace
@@ -32,10 +44,10 @@ std::map<std::string, std::string> parse_checkpoint_index(std::string_view json_
                                 file.type_name(), ", expected a file name"));
     }
     const auto& name = file.get_ref<const std::string&>();
-    if (!is_plain_file_name(name)) {
+    if (!leads_down(name)) {
       throw FormatError(message(where, ": field 'weight_map': tensor ", quote(tensor), ": found ",
-                                quote(name), ", expected the plain name of a file in the same ",
-                                "directory"));
+                                quote(name), ", expected the name of a file in the same ",
+                                "directory or in a folder below it; download the index again"));
     }
     shards.emplace(tensor, name);
   }

@@ -7,8 +7,8 @@
 
 namespace moerun {
 
-// tensor name -> plain file name. FormatError for anything else, in particular for file names that
-// lead out of the directory.
+// tensor name -> file name, which may have folders before it ("sub/model-00001.safetensors").
+// FormatError for anything else, in particular for names that lead out of the directory.
 std::map<std::string, std::string> parse_checkpoint_index(std::string_view json_text,
                                                           const std::string& where);
 

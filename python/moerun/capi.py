@@ -119,19 +119,30 @@ def _check(status: int) -> None:
         raise _EXCEPTIONS.get(status, errors.MoerunError)(text)
 
 
-def _id_array(token_ids: Sequence[int] | NDArray[Any]) -> Any:
+def _id_array(token_ids: Sequence[int] | NDArray[Any], name: str = "token_ids") -> Any:
     try:
         array = np.asarray(token_ids, dtype=np.int64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise errors.InvalidArgumentError(f"token_ids: expected integers: {error}") from None
+        raise errors.InvalidArgumentError(f"{name}: expected integers: {error}") from None
     if array.ndim != 1:
-        raise errors.InvalidArgumentError(
-            f"token_ids: expected one dimension, found shape {array.shape}"
-        )
+        raise errors.InvalidArgumentError(f"{name}: expected one dimension, found {array.shape}")
     limits = np.iinfo(np.int32)
     if array.size and (array.min() < limits.min or array.max() > limits.max):
-        raise errors.InvalidArgumentError("token_ids: an id does not fit 32 bits")
+        raise errors.InvalidArgumentError(f"{name}: an id does not fit 32 bits")
     return (ctypes.c_int32 * len(array))(*array.tolist())
+
+
+def _set(structure: ctypes.Structure, **values: Any) -> None:
+    """Fill fields of a structure; ctypes would cut off the bits of a number that do not fit."""
+    for name, value in values.items():
+        try:
+            setattr(structure, name, value)
+        except TypeError as error:
+            raise errors.InvalidArgumentError(f"{name}: {error}, found {value!r}") from None
+        if isinstance(value, int) and getattr(structure, name) != value:
+            raise errors.InvalidArgumentError(
+                f"{name}: expected a number of the C type's range, found {value}"
+            )
 
 
 class Model:
@@ -154,9 +165,12 @@ class Model:
         options = _Options()
         _check(library().moerun_options_default(ctypes.byref(options), ctypes.sizeof(options)))
         options.device = device.encode()
-        options.threads = threads
-        options.context_length = context_length
-        options.prefill_chunk = prefill_chunk
+        _set(
+            options,
+            threads=threads,
+            context_length=context_length,
+            prefill_chunk=prefill_chunk,
+        )
         options.cpu_kernels = cpu_kernels.encode()
         self._handle = ctypes.c_void_p()
         _check(
@@ -204,16 +218,19 @@ class Model:
         ids = _id_array(token_ids)
         sampling = _Sampling()
         _check(library().moerun_sampling_default(ctypes.byref(sampling), ctypes.sizeof(sampling)))
-        sampling.max_new_tokens = max_new_tokens
-        sampling.temperature = temperature
-        sampling.top_k = top_k
-        sampling.top_p = top_p
-        sampling.min_p = min_p
-        sampling.repetition_penalty = repetition_penalty
-        sampling.seed = seed
+        _set(
+            sampling,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         if stop_token_ids is not None:
             # One more than there are, for an empty list must not be a null pointer.
-            stops = (ctypes.c_int32 * (len(stop_token_ids) + 1))(*stop_token_ids)
+            stops = _id_array([*stop_token_ids, 0], "stop_token_ids")
             sampling.stop_token_ids = ctypes.cast(stops, ctypes.POINTER(ctypes.c_int32))
             sampling.num_stop_token_ids = len(stop_token_ids)
         generation = ctypes.c_void_p()
