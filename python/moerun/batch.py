@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +16,7 @@ from moerun.arguments import check_int, check_str, shown
 from moerun.cache_options import size_text
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, request_of
+from moerun.paths import user_path
 
 if TYPE_CHECKING:
     from moerun.model import Model
@@ -220,7 +220,7 @@ def scheduling_options(
     facts = ModelFacts(model)
     return {
         "schedule": names[schedule],
-        "predictor": check_str("predictor", str(Path(os.fspath(predictor)).expanduser())),
+        "predictor": check_str("predictor", str(user_path(predictor))),
         "model_id": facts.model_id,
         "tokenizer_hash": facts.tokenizer_hash,
     }

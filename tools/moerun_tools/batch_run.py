@@ -19,6 +19,7 @@ from moerun import Batch, BatchResult, Model
 from moerun.batch import Schedule
 from moerun.errors import MoerunError
 from moerun.generation_request import draw_seed
+from moerun.paths import user_path
 from moerun_tools.batch_file import BadLine, BatchInput, BatchLine
 from moerun_tools.batch_output import BatchOutput, results_in_order
 from moerun_tools.cache_report import statistics_text
@@ -156,13 +157,13 @@ class BatchJob:
         quiet: bool, **options: Any
     ) -> BatchJob:  # fmt: skip
         """Read the prompts and look at the output, before the model is loaded."""
-        lines = BatchInput.read(Path(path).expanduser())
+        lines = BatchInput.read(user_path(path))
         if lines.ignored and not quiet:
             click.echo(f"note: fields that mean nothing here: {', '.join(lines.ignored)}", err=True)
         target = None
         if output is not None and output != "-":
             target = BatchOutput(
-                Path(output).expanduser(),
+                user_path(output),
                 _fingerprint(lines, directory, options),
                 options["generation"]["seed"],
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -146,6 +145,7 @@ def train_command(
         raise click.UsageError("--output needs a name that is not empty.")
 
     # Imported here, so that --help and wrong usage answer at once.
+    from moerun.paths import user_path
     from moerun.predictor import default_shape, train
     from moerun.predictor.inference import ModelFacts
     from moerun.predictor.sequences import opened_traces
@@ -153,7 +153,7 @@ def train_command(
     from moerun_tools.report import json_line
 
     opened = opened_traces(traces)
-    check_target(Path(output).expanduser(), [file for each in opened for file in each.files])
+    check_target(user_path(output), [file for each in opened for file in each.files])
     outputs = len(opened[0].moe_layers) * opened[0].num_experts
     shape = default_shape(ModelFacts(model).vocab_size, outputs, **sizes)
     with _Bar(quiet) as bar:

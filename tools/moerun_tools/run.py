@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -317,6 +316,7 @@ def main(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun.hub import resolve_model
+    from moerun.paths import user_path
     from moerun_tools.conversation import Conversation
     from moerun_tools.interactive import converse
     from moerun_tools.loading import load_model
@@ -357,7 +357,7 @@ def main(
             context_length=context_length,
             generation=generation,
         )
-    saved = None if save_plan is None else Path(save_plan).expanduser()
+    saved = None if save_plan is None else user_path(save_plan)
     if saved is not None:
         check_target(saved, [])
     with load_model(

@@ -11,6 +11,7 @@ from typing import Any
 from moerun import __version__, _moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.packs import folder_of
+from moerun.paths import user_path
 from moerun.planning.costs import CostModel
 from moerun.planning.identity import machine_name, model_id
 from moerun.whole_file import replace_file
@@ -19,7 +20,7 @@ from moerun.whole_file import replace_file
 def costs_folder() -> Path:
     """Return where costs are stored: `moerun/costs` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "moerun" / "costs"
+    return user_path(base) / "moerun" / "costs"
 
 
 def store_costs(costs: CostModel) -> Path:

@@ -15,6 +15,7 @@ from moerun.arguments import check_int, check_str, check_token_ids, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
 from moerun.metrics.groups import num_threads
+from moerun.paths import user_path
 from moerun.predictor.files import PredictorInfo, read_info, tokenizer_hash
 
 
@@ -78,7 +79,7 @@ class PathPredictor:
             FormatError: the file is no predictor, is damaged, or is of another model.
             InvalidArgumentError: an argument has the wrong type or is out of its range.
         """
-        file = Path(os.fspath(path)).expanduser()
+        file = user_path(path)
         expected = {} if model is None else ModelFacts(model).expected
         native = _moerun.PathPredictor(
             check_str("path", str(file)),

@@ -15,6 +15,7 @@ from moerun import __version__
 from moerun.arguments import check_int, check_number, shown
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
 from moerun.metrics.groups import num_threads
+from moerun.paths import user_path
 from moerun.predictor.files import PredictorInfo, write_predictor
 from moerun.predictor.inference import ModelFacts
 from moerun.predictor.sequences import (
@@ -183,7 +184,7 @@ def train(
     )
     write_predictor(output, info, done.weights)
     seconds = time.perf_counter() - started
-    return TrainingResult(Path(output).expanduser(), info, seconds, done.stopped_early)
+    return TrainingResult(user_path(output), info, seconds, done.stopped_early)
 
 
 def split(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moerun.errors import FileError, FormatError, MissingFileError
+from moerun.paths import user_path
 from moerun.recording.readers import Piece, check_readable, read_pieces
 
 Warn = Callable[[str], None]
@@ -85,7 +86,7 @@ class FileData:
             FileError: a file cannot be read, or the directory holds none.
             FormatError: a file is empty.
         """
-        root = Path(path).expanduser()
+        root = user_path(path)
         if root.is_dir():
             files = _files_below(root, _Skipping(skip_bad, warn))
             if not files:
