@@ -49,7 +49,7 @@ def test_every_line_gets_the_text_that_it_gets_alone(run_cli, tmp_path, prompts,
         line = {"prompt": line} if isinstance(line, str) else dict(line)
         line.pop("id", None)
         ids = model.tokenizer.encode(line.pop("prompt"))
-        generation = model.generate(ids, **{"max_new_tokens": 12, **line})
+        generation = model.generate(ids, **{"max_new_tokens": 12, "temperature": 0, **line})
         tokens = list(generation)
         assert result["text"] == model.tokenizer.decode(tokens)
         assert result["generated_tokens"] == len(tokens)

@@ -355,7 +355,7 @@ def start(*args):
 
 
 def test_ctrl_c_ends_an_answer_but_not_the_conversation(model, tokenizer):
-    whole = model.generate(tokenizer.encode("import os"), 1000, ignore_eos=True)
+    whole = model.generate(tokenizer.encode("import os"), 1000, ignore_eos=True, temperature=0)
     whole_length = len(tokenizer.decode(list(whole)))
     with start("-i", "--ignore-eos", "-n", "1000") as process:
         assert b"Ctrl-C" in process.stderr.readline()

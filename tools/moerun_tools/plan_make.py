@@ -99,7 +99,8 @@ def make_command(
     if size >= geometry.total_bytes:
         raise InvalidArgumentError(
             f"every expert fits in {budget} (they take "
-            f"{size_text(geometry.total_bytes, 'up')}): no plan is needed, run with --expert-budget {budget}"
+            f"{size_text(geometry.total_bytes, 'up')}): no plan is needed, run with "
+            f"--expert-budget {budget}"
         )
     cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     policies = CHOICES if policy == "auto" else (policy,)

@@ -158,7 +158,9 @@ def _generate(model: Model, length: int, routing: Routing, report: Progress) -> 
         report("prompt", text / num_texts)
         prompt = [numbers.randrange(vocabulary) for _ in range(length)]
         room = model.context_length - length
-        generation = model.generate(prompt, min(routing.num_tokens + 1, room), ignore_eos=True)
+        generation = model.generate(
+            prompt, min(routing.num_tokens + 1, room), ignore_eos=True, temperature=0
+        )
         next(generation)
         started = time.monotonic()
         for number, _ in enumerate(generation, 1):
