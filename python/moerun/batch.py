@@ -16,7 +16,7 @@ from moerun.arguments import check_int, check_str, shown
 from moerun.cache_options import size_text
 from moerun.errors import InvalidArgumentError, MoerunError
 from moerun.generation_request import MAX_SEED, GenerationRequest, draw_seed, request_of
-from moerun.paths import user_path
+from moerun.user_files import user_path
 
 if TYPE_CHECKING:
     from moerun.model import Model

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moerun.errors import FileError, FormatError
+from moerun.errors import FormatError, MoerunError
+from moerun.user_files import read_text_bounded
 
 _FILE = "generation_config.json"
 _MAX_BYTES = 1 << 20
@@ -110,7 +111,10 @@ class GenerationDefaults:
             "repetition_penalty": self.repetition_penalty,
             "stop": list(self.stop),
         }
-        return {**own, **{name: value for name, value in given.items() if value is not None}}
+        return {
+            name: own.get(name) if value is None else value
+            for name, value in {**own, **given}.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -181,14 +185,9 @@ def _shown(value: Any) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > _MAX_BYTES:
-        raise FormatError(f"{path} is larger than 1 MiB: it is no generation_config.json")
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(read_text_bounded(path, _MAX_BYTES))
+    except MoerunError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

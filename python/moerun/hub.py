@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from moerun.errors import FileError, InvalidArgumentError, MissingFileError
-from moerun.paths import user_path
+from moerun.user_files import user_path
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,7 +10,7 @@ from moerun import _moerun
 from moerun.arguments import check_str, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
-from moerun.paths import user_path
+from moerun.user_files import user_path
 
 
 def pack_folder() -> Path:

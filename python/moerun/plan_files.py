@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moerun.arguments import check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
-from moerun.paths import user_path
+from moerun.user_files import user_path
 
 if TYPE_CHECKING:
     from moerun.planning import Plan

@@ -22,5 +22,11 @@ def size_text(num_bytes: int, rounding: Literal["nearest", "up", "down"] = "near
     while size >= 1024 and unit + 1 < len(_UNITS):
         size, unit = size / 1024, unit + 1
     scaled = size * 100
-    whole = {"up": math.ceil, "down": math.floor, "nearest": round}[rounding](scaled)
+    whole = (
+        math.ceil(scaled)
+        if rounding == "up"
+        else math.floor(scaled)
+        if rounding == "down"
+        else round(scaled)
+    )
     return f"{whole / 100:g} {_UNITS[unit]}" if whole < 10**7 else f"{whole // 100} {_UNITS[unit]}"

@@ -32,8 +32,8 @@ def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostMo
         FileError, FormatError: the file cannot be read, or is no cost model.
     """
     from moerun.errors import FileError, FormatError, InvalidArgumentError
-    from moerun.paths import user_path
     from moerun.planning import CostModel, machine_name, model_id
+    from moerun.user_files import user_path
 
     try:
         text = user_path(name).read_text(encoding="utf-8")

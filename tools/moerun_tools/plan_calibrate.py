@@ -91,8 +91,8 @@ def calibrate_command(
         return _list(as_json)
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun.paths import user_path
     from moerun.planning import calibrate, forget_costs, store_costs
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line

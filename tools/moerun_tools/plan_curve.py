@@ -73,8 +73,8 @@ def curve_command(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace
-    from moerun.paths import user_path
     from moerun.planning import Geometry, budget_curve, layer_curves
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line

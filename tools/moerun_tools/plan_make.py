@@ -85,10 +85,10 @@ def make_command(
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace
     from moerun.errors import InvalidArgumentError
-    from moerun.paths import user_path
     from moerun.planning import Geometry
     from moerun.planning.search import CHOICES
     from moerun.sizes import size_text
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line

@@ -97,9 +97,9 @@ def eval_command(
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun.paths import user_path
     from moerun.predictor import PathPredictor, evaluate
     from moerun.predictor.sequences import opened_traces
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line

@@ -145,10 +145,10 @@ def train_command(
         raise click.UsageError("--output needs a name that is not empty.")
 
     # Imported here, so that --help and wrong usage answer at once.
-    from moerun.paths import user_path
     from moerun.predictor import default_shape, train
     from moerun.predictor.inference import ModelFacts
     from moerun.predictor.sequences import opened_traces
+    from moerun.user_files import user_path
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 

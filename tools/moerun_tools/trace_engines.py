@@ -11,8 +11,8 @@ from typing import Any
 
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
 from moerun.hub import resolve_model
-from moerun.paths import user_path
 from moerun.recording import Engine, NativeEngine, load_transformers
+from moerun.user_files import user_path
 from moerun_tools.cache_options import cache_arguments
 from moerun_tools.loading import load_model
 from moerun_tools.trace_options import CACHE_OPTIONS

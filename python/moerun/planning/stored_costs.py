@@ -11,9 +11,9 @@ from typing import Any
 from moerun import __version__, _moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.packs import folder_of
-from moerun.paths import user_path
 from moerun.planning.costs import CostModel
 from moerun.planning.identity import machine_name, model_id
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 

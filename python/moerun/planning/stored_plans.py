@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from moerun.cache_options import dry_run
 from moerun.errors import FileError, InvalidArgumentError, MoerunError, OutOfMemoryError
 from moerun.packs import folder_of
-from moerun.paths import user_path
 from moerun.planning.identity import model_id
 from moerun.planning.stored_costs import costs_folder
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 if TYPE_CHECKING:

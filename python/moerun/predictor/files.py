@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from moerun.errors import FileError, FormatError, MissingFileError
 from moerun.hub import resolve_model
-from moerun.paths import user_path
 from moerun.predictor.shape import NetShape
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 FORMAT = "moerun-predictor"

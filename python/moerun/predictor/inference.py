@@ -15,8 +15,8 @@ from moerun.arguments import check_int, check_str, check_token_ids, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
 from moerun.metrics.groups import num_threads
-from moerun.paths import user_path
 from moerun.predictor.files import PredictorInfo, read_info, tokenizer_hash
+from moerun.user_files import user_path
 
 
 class PathState:

@@ -15,7 +15,6 @@ from moerun import __version__
 from moerun.arguments import check_int, check_number, shown
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
 from moerun.metrics.groups import num_threads
-from moerun.paths import user_path
 from moerun.predictor.files import PredictorInfo, write_predictor
 from moerun.predictor.inference import ModelFacts
 from moerun.predictor.sequences import (
@@ -28,6 +27,7 @@ from moerun.predictor.sequences import (
     sizes_of,
 )
 from moerun.predictor.shape import NetShape, default_shape
+from moerun.user_files import user_path
 
 if TYPE_CHECKING:
     from moerun.predictor.optimizer import Fit

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from moerun.errors import FileError, FormatError, MissingFileError
-from moerun.paths import user_path
 from moerun.recording.readers import Piece, check_readable, read_pieces
+from moerun.user_files import user_path
 
 Warn = Callable[[str], None]
 

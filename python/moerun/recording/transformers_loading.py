@@ -25,10 +25,10 @@ from moerun.errors import (
     UnsupportedModelError,
 )
 from moerun.hub import default_model
-from moerun.paths import user_path
 from moerun.recording.engine import no_tokenizer
 from moerun.recording.host_memory import available_memory_bytes
 from moerun.tokenizer import Tokenizer
+from moerun.user_files import user_path
 
 # How configs call the number of layers, those of encoder and decoder too.
 _NUM_LAYERS = (
