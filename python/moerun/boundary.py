@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType, TracebackType
@@ -24,7 +25,7 @@ from moerun.errors import (
 )
 
 _PACKAGE = str(Path(__file__).parent)
-_THIS_FILE = __file__
+_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def translated(error: BaseException) -> MoerunError | None:
@@ -100,12 +101,12 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
             MemoryError, OSError,
         ) as error:  # fmt: skip
-            where = _innermost(error.__traceback__)
-            if where is None or not where.startswith(_PACKAGE):
+            files = _files_of(error.__traceback__)
+            if not all(map(_is_ours, files)):
                 raise  # of the caller's own code: a progress function, an iterator
             known = translated(error)
             if known is None:
-                if where == _THIS_FILE:
+                if len(files) == 1:
                     raise  # the call itself is wrong: a missing argument, an unknown one
                 text = " ".join(str(error).split())[:300]
                 known = InvalidArgumentError(
@@ -117,8 +118,15 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _innermost(traceback: TracebackType | None) -> str | None:
-    """Return the file of the frame in which an exception was raised."""
-    while traceback is not None and traceback.tb_next is not None:
+def _files_of(traceback: TracebackType | None) -> list[str]:
+    """Return the files of the frames through which an exception came, the innermost last."""
+    files = []
+    while traceback is not None:
+        files.append(traceback.tb_frame.f_code.co_filename)
         traceback = traceback.tb_next
-    return None if traceback is None else traceback.tb_frame.f_code.co_filename
+    return files
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a file belongs to the package or to a library that it uses."""
+    return file.startswith((_PACKAGE, _LIBRARY, "<frozen", "<string>")) or "-packages" in file

@@ -146,7 +146,7 @@ class Model(CacheControl, BatchControl):
         check_plan_model(options.get("plan"), directory)
         native = _moerun.Model(str(directory), **options)
         for note in native.stats()["load"]["notes"]:
-            warnings.warn(note, MoerunWarning, stacklevel=2)
+            warnings.warn(note, MoerunWarning, stacklevel=3)  # guarded: see boundary.py
         model = cls(native, directory, bool(cache_events))
         model._pack = pack
         model._predicted = predicted_by(options.get("plan"))
@@ -201,7 +201,7 @@ class Model(CacheControl, BatchControl):
         """
         defaults = GenerationDefaults.of_model(self.path)
         for note in defaults.notes:
-            warnings.warn(note, MoerunWarning, stacklevel=3)
+            warnings.warn(note, MoerunWarning, stacklevel=5)  # of `generate`
         return defaults
 
     def forward(self, token_ids: Iterable[int] | NDArray[Any]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
@@ -52,7 +53,7 @@ def layer_table(cache: dict[str, Any]) -> str:
     ]
     if len(splits) > 1:
         columns.append(("split", *(f"{layer['split']:.2f}" for layer in layers), ""))
-    for title, name in (("hit %", "hits"), ("partly %", "top_hits"), ("miss %", "misses")):
+    for title, name in (("hit %", "hits"), ("part %", "top_hits"), ("miss %", "misses")):
         if total[name] or name == "hits":
             cells = (as_percent(each[name], each["lookups"]) for each in (*layers, total))
             columns.append((title, *cells))
@@ -63,7 +64,7 @@ def layer_table(cache: dict[str, Any]) -> str:
         ("unused", "prefetch_wasted"),
     ):
         if total[name]:
-            columns.append((title, *(str(each[name]) for each in (*layers, total))))
+            columns.append((title, *(_short(each[name]) for each in (*layers, total))))
     read = [each["demand_bytes"] + each["prefetch_bytes"] for each in (*layers, total)]
     if any(read):
         columns.append(("read", *map(as_binary, read)))
@@ -238,11 +239,22 @@ def _plan_text(plan: dict[str, Any]) -> str:
     return f"{text}; last at token {last['at_token']}: {last['reason']}"
 
 
+def _short(count: int) -> str:
+    """Return a number of at most five digits, with k, M or G where it needs one."""
+    for unit in ("", "k", "M"):
+        if count < 100_000:
+            return f"{count}{unit}"
+        count = round(count / 1000)
+    return f"{count}G"
+
+
 def _wrapped(label: str, text: str) -> str:
-    return textwrap.fill(
-        text,
+    """Return lines that begin under the label; a number stays with its unit."""
+    lines = textwrap.fill(
+        re.sub(r"(?<=[\d-]) (?=\S)", "\xa0", text),
         width=_COLUMNS,
         initial_indent=label.ljust(_LABEL_COLUMNS),
         subsequent_indent=" " * _LABEL_COLUMNS,
         break_on_hyphens=False,
     )
+    return lines.replace("\xa0", " ")

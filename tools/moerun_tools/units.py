@@ -8,7 +8,7 @@ def as_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     if seconds >= 1:
-        return f"{seconds:.2f} s"
+        return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.2f} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2g} ms"
 
 

@@ -4,6 +4,7 @@ Every function takes a `moerun.Trace`, reads it file by file, and returns a pola
 docs/metrics.md for the definitions and their sources.
 """
 
+from moerun.boundary import guard
 from moerun.metrics.cache_hits import hit_rate
 from moerun.metrics.expert_load import activation_rates, load_balance
 from moerun.metrics.expert_roles import specialization
@@ -21,3 +22,5 @@ __all__ = [
     "srp",
     "verdict",
 ]
+
+guard(__all__, __name__)
