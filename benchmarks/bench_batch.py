@@ -30,7 +30,7 @@ def prompts_of(model: moerun.Model, count: int, texts: Path | None) -> list[list
 
 def shared_bytes(model: moerun.Model, expert_bytes: int) -> float:
     """Return what a step reads once for all its tokens, beside experts."""
-    list(model.generate([1] * PROMPT_TOKENS, max_new_tokens=2, ignore_eos=True))
+    list(model.generate([1] * PROMPT_TOKENS, max_new_tokens=2, ignore_eos=True, temperature=0))
     of_experts = model.config["top_k"] * len(model.moe_layers) * expert_bytes
     return float(model.stats()["decode_bytes_per_token"]) - of_experts
 
@@ -49,7 +49,7 @@ def measure(
     prompts = prompts_of(model, batch_size, texts)
     with model.batch(batch_size) as batch:
         for prompt in prompts:
-            batch.add(prompt, max_new_tokens=warm_up + steps + 1, ignore_eos=True)
+            batch.add(prompt, max_new_tokens=warm_up + steps + 1, ignore_eos=True, temperature=0)
         for _ in range(warm_up + 1):  # the first runs the prompts
             batch.step()
         start = time.perf_counter()

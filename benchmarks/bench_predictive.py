@@ -66,12 +66,12 @@ def run(
         prompts = prompts_of(model, texts, sequences)
         start = time.perf_counter()
         results = model.generate_batch(
-            prompts, max_new_tokens=tokens, ignore_eos=True, **options
+            prompts, max_new_tokens=tokens, ignore_eos=True, temperature=0, **options
         ).results()
         seconds = time.perf_counter() - start
         stats = model.stats()
         layers = len(model.moe_layers)
-        list(model.generate(prompts[0], max_new_tokens=2, ignore_eos=True))
+        list(model.generate(prompts[0], max_new_tokens=2, ignore_eos=True, temperature=0))
         one = float(model.stats()["decode_bytes_per_token"])
         top_k, num_experts = model.config["top_k"], model.config["num_experts"]
     counts, cache = stats["batch"], stats["cache"]

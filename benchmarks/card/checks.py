@@ -57,14 +57,16 @@ def against_cpu(device: str, quick: bool) -> Iterator[Row]:
             name = f"logits of {count} tokens, distance from the CPU's"
             yield check(name, error, error <= tolerance, target=f"<= {tolerance:g}")
         ids = prompt_of(cpu, num_prompt)
-        texts = [list(m.generate(ids, num_new, ignore_eos=True)) for m in (cpu, card)]
+        texts = [
+            list(m.generate(ids, num_new, ignore_eos=True, temperature=0)) for m in (cpu, card)
+        ]
         same = sum(a == b for a, b in zip(*texts, strict=True))
         yield check(f"tokens of {num_new} as on the CPU", same, same == num_new)
         expected = (texts[1], card.stats()["logits_hash"])
     for budget, split, prefetch in BUDGETS[1:2] if quick else BUDGETS:
         options: dict[str, Any] = {"expert_budget": budget, "split": split, "prefetch": prefetch}
         with moerun.Model.load(device=device, **options) as card:
-            text = list(card.generate(ids, num_new, ignore_eos=True))
+            text = list(card.generate(ids, num_new, ignore_eos=True, temperature=0))
             same_bits = (text, card.stats()["logits_hash"]) == expected
         name = f"same bits at {budget}, split {split:g}, prefetch {prefetch}"
         yield check(name, "yes" if same_bits else "no", same_bits)

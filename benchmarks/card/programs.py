@@ -52,7 +52,7 @@ def run_sanitizer(device: str, tool: str, deadline: Deadline) -> Row:
     code = (
         "import moerun\n"
         f"m = moerun.Model.load(device={device!r}, expert_budget='25%', prefetch=True)\n"
-        "list(m.generate(list(range(5, 25)), 4, ignore_eos=True))\n"
+        "list(m.generate(list(range(5, 25)), 4, ignore_eos=True, temperature=0))\n"
     )
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
     done = run(command, min(SANITIZER_LIMIT_S, deadline.left()))

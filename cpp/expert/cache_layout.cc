@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 #include "expert/budget_text.h"
 #include "expert/cache_plan.h"
@@ -82,7 +83,7 @@ void size_ring(CacheLayout& layout, const std::vector<LayerSize>& sizes, std::si
 std::string share_text(std::size_t bytes, std::size_t total) {
   const double percent =
       std::ceil(1000.0 * static_cast<double>(bytes) / static_cast<double>(total)) / 10;
-  return message(bytes, " bytes (", percent, "% of all experts)");
+  return message(bytes_text(bytes, Rounding::up), " (", percent, "% of all experts)");
 }
 
 void check_split(const std::vector<double>& split, std::size_t num_layers) {
@@ -205,9 +206,11 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
         message(path, ": policy off caches nothing, expected 0 slots in every layer"));
   }
   if (!plan.is_resident && layout.arena_bytes() > layout.budget_bytes) {
-    throw FormatError(message(path, ": the plan needs ", layout.arena_bytes(), " bytes (slots ",
-                              layout.slot_bytes(), ", staging ring ", layout.ring_bytes(),
-                              "), expected at most its budget_bytes, ", layout.budget_bytes));
+    throw FormatError(message(path, ": the plan needs ", bytes_text(layout.arena_bytes(), Rounding::up),
+                              " (slots ", bytes_text(layout.slot_bytes()), ", staging ring ",
+                              bytes_text(layout.ring_bytes()),
+                              "), expected at most its budget_bytes, ",
+                              bytes_text(layout.budget_bytes, Rounding::down)));
   }
 }
 
@@ -297,9 +300,10 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
   if (plan && plan->is_resident) {
     apply_plan(layout, sizes, *plan, options.plan);
     if (layout.budget_bytes < total) {
-      throw FormatError(message(options.plan, ": resident is true, but all experts take ", total,
-                                " bytes: expected at least as many budget_bytes, found ",
-                                layout.budget_bytes));
+      throw FormatError(message(options.plan, ": resident is true, but all experts take ",
+                                bytes_text(total, Rounding::up),
+                                ": expected at least as many budget_bytes, found ",
+                                bytes_text(layout.budget_bytes, Rounding::down)));
     }
     layout.layers.clear();
   }
@@ -317,7 +321,7 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
         options.budget.empty() && !plan ? "the memory that is free for experts is "
         : plan                          ? "budget_bytes is "
                                         : "the expert budget is ",
-        layout.budget_bytes, " bytes, but the ", top_k, " experts that one token uses in a layer ",
+        bytes_text(layout.budget_bytes, Rounding::down), ", but the ", top_k, " experts that one token uses in a layer ",
         "have to be in memory together: the smallest budget that works is ",
         share_text(layout.smallest_budget_bytes, total)));
   }

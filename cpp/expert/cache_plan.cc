@@ -45,7 +45,7 @@ void check_model_id(const std::string& id, const ConfigReader& reader) {
   constexpr std::size_t kDigits = 16;
   const bool is_hex = id.find_first_not_of("0123456789abcdef") == std::string::npos;
   if (!reader.has("model_id") || (is_hex && id.size() == kDigits)) return;
-  reader.fail("model_id", message("expected ", kDigits, " hexadecimal digits, found '", id, "'"));
+  reader.fail("model_id", message(kDigits, " hexadecimal digits"));
 }
 
 std::vector<std::size_t> expert_ids(const ConfigReader& layer, std::string_view field) {
@@ -89,7 +89,7 @@ CachePlan parse_cache_plan(const std::string& text, const std::string& path) {
   const nlohmann::json json = parse_json_object(text, path);
   const ConfigReader reader(json, path);
   refuse_unknown(json, reader, kFields);
-  if (!reader.has("version")) reader.fail("version", "expected 1, found none");
+  if (!reader.has("version")) reader.fail("version", "1");
   reader.integer("version", 0, 1, 1);
   reader.text("model", "");
   check_model_id(reader.text("model_id", ""), reader);
@@ -97,17 +97,17 @@ CachePlan parse_cache_plan(const std::string& text, const std::string& path) {
   CachePlan plan;
   plan.policy = reader.text("policy", "lcp");
   plan.prefetch = reader.text("prefetch", "");
-  if (!reader.has("budget_bytes")) reader.fail("budget_bytes", "expected bytes, found none");
+  if (!reader.has("budget_bytes")) reader.fail("budget_bytes", "a number of bytes");
   plan.budget_bytes = static_cast<std::size_t>(reader.integer("budget_bytes", 0, 1, kMaxBytes));
   plan.is_resident = reader.boolean("resident", false);
   if (plan.is_resident && !reader.has("layers")) return plan;
   if (!reader.has("layers") || !reader.at("layers").is_array()) {
-    reader.fail("layers", "expected a list of objects");
+    reader.fail("layers", "a list of objects");
   }
   std::size_t index = 0;
   for (const auto& entry : reader.at("layers")) {
     const std::string prefix = "layers[" + std::to_string(index++) + "].";
-    if (!entry.is_object()) reader.fail("layers", "expected a list of objects");
+    if (!entry.is_object()) reader.fail("layers", "a list of objects");
     const ConfigReader layer(entry, path, prefix);
     refuse_unknown(entry, layer, kLayerFields);
     for (const char* field : {"layer", "slots", "split"}) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 #include "expert/expert_cache.h"
 
@@ -40,11 +41,12 @@ void ExpertCache::check_next(const CacheLayout& next) const {
     throw InvalidArgument("reconfigure: the layout is of another model");
   }
   if (next.arena_bytes() > arena_bytes_) {
-    throw OutOfMemory(message("reconfigure: the plan needs ", next.arena_bytes(), " bytes (slots ",
-                              next.slot_bytes(), ", staging ring ", next.ring_bytes(),
-                              "), but the model was loaded with ", arena_bytes_,
-                              " for experts, which do not grow; plan for ", arena_bytes_,
-                              " bytes, or load it again with a larger budget"));
+    throw OutOfMemory(message("reconfigure: the plan needs ", bytes_text(next.arena_bytes(), Rounding::up),
+                              " (slots ", bytes_text(next.slot_bytes()), ", staging ring ",
+                              bytes_text(next.ring_bytes()), "), but the model was loaded with ",
+                              bytes_text(arena_bytes_, Rounding::down),
+                              " for experts, which do not grow; plan for ",
+                              bytes_text(arena_bytes_, Rounding::down), ", or load it again with a larger budget"));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 
 namespace moerun {
@@ -62,9 +63,9 @@ void settle(HostMemoryTiers& tiers, const ModelWeights& weights, const ExpertCac
     }
   }
   plan.notes.push_back(message(
-      "page-locked memory was refused (", reason, "): of ", size_text(wanted), " of experts ",
-      size_text(plan.page_locked_bytes), " are page-locked; ", size_text(plan.pageable_bytes),
-      " in pageable memory and ", size_text(plan.disk_bytes),
+      "page-locked memory was refused (", reason, "): of ", bytes_text(wanted), " of experts ",
+      bytes_text(plan.page_locked_bytes), " are page-locked; ", bytes_text(plan.pageable_bytes),
+      " in pageable memory and ", bytes_text(plan.disk_bytes),
       " on disk are copied through a page-locked ring, which is slower. A smaller pin_limit asks "
       "for less; `ulimit -l` or the driver may bound what can be had"));
 }

@@ -1,8 +1,8 @@
 #include "expert/host_plan.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 #include "expert/budget_text.h"
 
@@ -103,13 +103,6 @@ std::string_view name_of(HostTier tier) {
   return tier == HostTier::memory ? "memory" : tier == HostTier::disk ? "disk" : "auto";
 }
 
-std::string size_text(std::size_t bytes) {
-  constexpr double kMiB = 1024.0 * 1024.0;
-  const double mib = static_cast<double>(bytes) / kMiB;
-  const auto rounded = [](double value) { return std::round(value * 100.0) / 100.0; };
-  return mib < 1024 ? message(rounded(mib), " MiB") : message(rounded(mib / 1024), " GiB");
-}
-
 void plan_the_rest(HostPlan& plan, const ModelWeights& weights, const ExpertCacheOptions& options) {
   for (HostShare& layer : plan.layers) layer.pageable = 0;
   count_bytes(plan, weights);
@@ -145,15 +138,15 @@ HostPlan plan_host_memory(const ModelWeights& weights, const ExpertCacheOptions&
   plan_the_rest(plan, weights, options);
   if (plan.tier == HostTier::memory && total + loading > available_bytes) {
     throw OutOfMemory(message("host_tier: memory was asked for, but the experts need ",
-                              size_text(total), " and the other weights ", size_text(loading),
-                              " while they are loaded, and ", size_text(available_bytes),
+                              bytes_text(total), " and the other weights ", bytes_text(loading),
+                              " while they are loaded, and ", bytes_text(available_bytes),
                               " are free; use auto or disk"));
   }
   if (wanted > plan.usable_bytes) {
     plan.notes.push_back(
-        message("of ", size_text(total), " of experts only ", size_text(plan.page_locked_bytes),
-                " can be page-locked in the memory that is free: ", size_text(plan.pageable_bytes),
-                " are in pageable memory and ", size_text(plan.disk_bytes),
+        message("of ", bytes_text(total), " of experts only ", bytes_text(plan.page_locked_bytes),
+                " can be page-locked in the memory that is free: ", bytes_text(plan.pageable_bytes),
+                " are in pageable memory and ", bytes_text(plan.disk_bytes),
                 " on disk, from where copying to the device is slower"));
   }
   return plan;

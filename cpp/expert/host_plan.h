@@ -54,7 +54,4 @@ void check_host_options(const ModelWeights& weights, const ExpertCacheOptions& o
 // Plans anew what is not page-locked, after HostShare::page_locked has changed.
 void plan_the_rest(HostPlan& plan, const ModelWeights& weights, const ExpertCacheOptions& options);
 
-// "1.25 GiB"
-std::string size_text(std::size_t bytes);
-
 }  // namespace moerun

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "io/checkpoint_fingerprint.h"
@@ -192,8 +193,8 @@ void check_room(const fs::path& folder, std::uint64_t bytes) {
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   if (error || space.available >= bytes) return;
-  throw FileError(message(folder.string(), ": the record file needs ", bytes,
-                          " bytes more, but the disk has only ", space.available,
+  throw FileError(message(folder.string(), ": the record file needs ", bytes_text(bytes, Rounding::up),
+                          " more, but the disk has only ", bytes_text(space.available),
                           " free; make room, or choose another folder"));
 }
 

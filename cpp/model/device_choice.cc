@@ -17,8 +17,7 @@ DeviceChoice choose_device(const std::string& requested, const CudaInfo& cuda) {
             (requested == "cuda" ? "asked for: " : "found ") + device_text(cuda.devices.at(index))};
   }
   if (requested == "cuda") {
-    throw InvalidArgument(message("device: cuda was asked for, but cannot be had: no CUDA: ",
-                                  cuda.reason, "; use cpu or auto"));
+    throw InvalidArgument(message("device cuda: ", cuda.reason, "; use cpu or auto"));
   }
   return {"cpu", "no CUDA: " + cuda.reason};
 }

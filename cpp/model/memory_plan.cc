@@ -70,7 +70,7 @@ void check_context(const ModelConfig& config, std::size_t context_length, const 
   if (plan.memory.free_bytes >= fixed && room >= needs.kv_cache) return;
   const std::string beside =
       message("the model also needs ", without_kv_cache_text(needs), " and at least ",
-              bytes_text(smallest_budget), " for experts, and ", memory_state_text(plan.memory));
+              bytes_text(smallest_budget, Rounding::up), " for experts, and ", memory_state_text(plan.memory));
   const std::size_t fitting = room / std::max<std::size_t>(KvCache::bytes_for(config, 1), 1);
   if (fitting == 0) {
     throw OutOfMemory(
@@ -92,7 +92,8 @@ void check_budget(const ModelWeights& weights, std::size_t context_length, const
                             without_kv_cache_text(plan.needs), " and ",
                             bytes_text(plan.needs.kv_cache), " for the KV cache (context_length ",
                             context_length, "), and ", memory_state_text(plan.memory),
-                            "; a budget of up to ", plan.left_for_experts, " bytes fits"));
+                            "; a budget of up to ",
+                            bytes_text(plan.left_for_experts, Rounding::down), " fits"));
 }
 
 }  // namespace

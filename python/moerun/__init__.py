@@ -12,6 +12,7 @@ from types import ModuleType
 from moerun import errors
 from moerun._moerun import __version__, build_info
 from moerun.batch import Batch, BatchResult
+from moerun.boundary import guard
 from moerun.cache_control import CacheEvent, RoutingWindow
 from moerun.cache_options import dry_run
 from moerun.generation import Generation
@@ -53,3 +54,6 @@ def __getattr__(name: str) -> ModuleType:
     if name in _LAZY_MODULES:
         return importlib.import_module(f"moerun.{name}")
     raise AttributeError(f"module 'moerun' has no attribute {name!r}")
+
+
+guard(__all__, __name__)

@@ -15,6 +15,7 @@ class Generation(Iterator[int]):
 
     Attributes:
         prompt_tokens: number of tokens of the prompt.
+        sampling: temperature, top_k, top_p, min_p and repetition_penalty that are used.
         seed: what the random numbers of the sampler start from.
         finish_reason: None while it runs; then "eos" (the model ended the text), "stop" (a stop
             token or string), "length" (max_new_tokens) or "context" (the context is full).
@@ -24,6 +25,7 @@ class Generation(Iterator[int]):
         self, native: _moerun.Generation, request: GenerationRequest, *, at_end: Callable[[], None]
     ) -> None:
         self.prompt_tokens = native.prompt_tokens
+        self.sampling = request.sampling
         self.seed = request.seed
         self.finish_reason: str | None = None
         self._native: _moerun.Generation | None = native

@@ -28,6 +28,7 @@ class GenerationRequest:
     Attributes:
         prompt: (T)
         native: what the runtime wants to know, by keyword.
+        sampling: temperature, top_k, top_p, min_p and repetition_penalty.
         seed: given, or drawn.
         reason_of_token: why a text ends with one of these tokens.
         stop_strings: watches for those of `stop`; None: there are none.
@@ -36,6 +37,7 @@ class GenerationRequest:
 
     prompt: NDArray[np.int64]
     native: dict[str, Any]
+    sampling: dict[str, float]
     seed: int
     reason_of_token: dict[int, str]
     stop_strings: StopStrings | None
@@ -46,16 +48,19 @@ def request_of(
     model: Model,
     token_ids: Iterable[int] | NDArray[Any],
     max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     seed: int | None = None,
     stop: int | str | Sequence[int | str] | None = None,
     ignore_eos: bool = False,
 ) -> GenerationRequest:
-    """Check the arguments of `Model.generate`, and raise what it says."""
+    """Check the arguments of `Model.generate`, and raise what it says.
+
+    Arguments that are None are those of the model's generation_config.json.
+    """
     config = model.config
     context_length = model.context_length
     prompt = check_prompt(
@@ -66,28 +71,44 @@ def request_of(
         "leave room to continue",
     )
     room = context_length - len(prompt)
+    wanted = model.generation_defaults.merged(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop,
+        }
+    )
+    max_new_tokens = wanted["max_new_tokens"]
     if max_new_tokens is not None:
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
     is_limited = max_new_tokens is not None and max_new_tokens <= room
     seed = draw_seed() if seed is None else check_int("seed", seed, 0, MAX_SEED)
     if not isinstance(ignore_eos, bool):
         raise InvalidArgumentError(f"ignore_eos must be a bool, not {shown(ignore_eos)}")
-    stop_ids, strings = _check_stop(stop, config["vocab_size"])
+    stop_ids, strings = _check_stop(wanted["stop"], config["vocab_size"])
     eos_ids = [] if ignore_eos else list(config["eos_token_ids"])
+    sampling = {
+        "temperature": check_number("temperature", wanted["temperature"], 0),
+        "top_k": check_int("top_k", wanted["top_k"], 0, _MAX_TOP_K),
+        "top_p": check_number("top_p", wanted["top_p"], 0, 1, above_minimum=True),
+        "min_p": check_number("min_p", wanted["min_p"], 0, 1),
+        "repetition_penalty": check_number(
+            "repetition_penalty", wanted["repetition_penalty"], 0, above_minimum=True
+        ),
+    }
     return GenerationRequest(
         prompt,
         {
             "max_new_tokens": max_new_tokens if is_limited and max_new_tokens else room,
-            "temperature": check_number("temperature", temperature, 0),
-            "top_k": check_int("top_k", top_k, 0, _MAX_TOP_K),
-            "top_p": check_number("top_p", top_p, 0, 1, above_minimum=True),
-            "min_p": check_number("min_p", min_p, 0, 1),
-            "repetition_penalty": check_number(
-                "repetition_penalty", repetition_penalty, 0, above_minimum=True
-            ),
+            **sampling,
             "seed": seed,
             "stop_token_ids": [*eos_ids, *stop_ids],
         },
+        sampling,
         seed,
         dict.fromkeys(eos_ids, "eos") | dict.fromkeys(stop_ids, "stop"),
         StopStrings(strings, model.tokenizer.stream(skip_special_tokens=False, after=prompt))

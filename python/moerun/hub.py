@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from moerun.errors import FileError, InvalidArgumentError, MissingFileError
+from moerun.user_files import user_path
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -37,7 +38,7 @@ def resolve_model(path: str | os.PathLike[str] | None) -> Path:
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(f"a model is a path or a repository id, not {path!r}")
-    directory = Path(name).expanduser()
+    directory = user_path(name)
     if directory.is_dir():
         return directory
     if directory.exists():

@@ -20,6 +20,7 @@ from moerun.cache_control import CacheControl
 from moerun.cache_options import Prefetch, Split, cache_options, machine_options
 from moerun.errors import MoerunError, MoerunWarning
 from moerun.generation import Generation
+from moerun.generation_defaults import GenerationDefaults
 from moerun.generation_request import MAX_SEED, check_prompt, request_of
 from moerun.hub import resolve_model
 from moerun.packs import folder_of
@@ -145,7 +146,7 @@ class Model(CacheControl, BatchControl):
         check_plan_model(options.get("plan"), directory)
         native = _moerun.Model(os.fsencode(directory), **options)
         for note in native.stats()["load"]["notes"]:
-            warnings.warn(note, MoerunWarning, stacklevel=2)
+            warnings.warn(note, MoerunWarning, stacklevel=3)  # guarded: see boundary.py
         model = cls(native, directory, bool(cache_events))
         model._pack = pack
         model._predicted = predicted_by(options.get("plan"))
@@ -187,6 +188,22 @@ class Model(CacheControl, BatchControl):
         """
         return Tokenizer(self.path)
 
+    @cached_property
+    def generation_defaults(self) -> GenerationDefaults:
+        """What generation_config.json says of texts, read when it is first asked for.
+
+        Warns:
+            MoerunWarning: the file asks for something that moerun does not compute.
+
+        Raises:
+            FileError: the file cannot be read.
+            FormatError: it says something wrong.
+        """
+        defaults = GenerationDefaults.of_model(self.path)
+        for note in defaults.notes:
+            warnings.warn(note, MoerunWarning, stacklevel=5)  # of `generate`
+        return defaults
+
     def forward(self, token_ids: Iterable[int] | NDArray[Any]) -> NDArray[np.float32]:
         """Return the logits after each token of one sequence.
 
@@ -206,11 +223,11 @@ class Model(CacheControl, BatchControl):
         self,
         token_ids: Iterable[int] | NDArray[Any],
         max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: int | str | Sequence[int | str] | None = None,
         ignore_eos: bool = False,
@@ -220,10 +237,15 @@ class Model(CacheControl, BatchControl):
         The arguments are checked here and now; the tokens are computed as the iterator is asked
         for them. The token that ends the text is part of it.
 
+        Of `max_new_tokens`, `stop` and the five arguments of sampling, None stands for what the
+        model's generation_config.json says (`generation_defaults`), as in transformers; without
+        such a file the likeliest token is always taken. `temperature=0` is greedy decoding.
+
         Args:
             token_ids: the prompt, at least one token and fewer than `context_length`.
-            max_new_tokens: most tokens to generate; None, or more than there is room for, goes on
-                until the model ends the text or the context is full.
+            max_new_tokens: most tokens to generate; more than there is room for goes on until the
+                model ends the text or the context is full, and so does None where the model names
+                no number.
             temperature: divides the logits before sampling; 0 always takes the likeliest token.
             top_k: sample among the k likeliest tokens; 0 for all.
             top_p: sample among the likeliest tokens that together have this probability.
@@ -237,6 +259,7 @@ class Model(CacheControl, BatchControl):
             InvalidArgumentError: an argument has the wrong type or is out of its range, or the
                 prompt leaves no room in the context.
             MissingFileError: `stop` has a string, and the model has no tokenizer.json.
+            FileError, FormatError: generation_config.json cannot be read, or says something wrong.
         """
         native = self._open()
         self._plan_again()  # where the last text was not asked for to its end
@@ -323,7 +346,7 @@ class Model(CacheControl, BatchControl):
         model. The rest is about the last generation, None where nothing was measured yet:
         `prompt_tokens`, `generated_tokens`, `ttft_s` (time to first token),
         `prefill_tokens_per_s`, `decode_tokens_per_s`, `decode_bytes_per_token`,
-        `decode_gb_per_s`, `logits_hash`, `seed`, `finish_reason`.
+        `decode_gb_per_s`, `logits_hash`, `seed`, `sampling` (the values used), `finish_reason`.
 
         `cache` is about the experts. `state` is "resident" while every expert is in memory, else
         "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active`, `predictive_active` and
@@ -355,6 +378,7 @@ class Model(CacheControl, BatchControl):
         return {
             **self._open().stats(),
             "seed": None if last is None else last.seed,
+            "sampling": None if last is None else last.sampling,
             "finish_reason": None if last is None else last.finish_reason,
             "plan": None if self._planner is None else self._planner.as_dict(),
             "predicted": self._predicted,

@@ -10,6 +10,7 @@ from moerun import _moerun
 from moerun.arguments import check_str, shown
 from moerun.errors import InvalidArgumentError
 from moerun.hub import resolve_model
+from moerun.user_files import user_path
 
 
 def pack_folder() -> Path:
@@ -18,9 +19,9 @@ def pack_folder() -> Path:
     `$MOERUN_CACHE`, else `moerun` in `$XDG_CACHE_HOME`, else in `~/.cache`.
     """
     if folder := os.environ.get("MOERUN_CACHE"):
-        return Path(folder).expanduser()
+        return user_path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "moerun"
+    return user_path(base) / "moerun"
 
 
 def folder_of(pack: Any) -> str | None:
@@ -35,7 +36,7 @@ def folder_of(pack: Any) -> str | None:
         return str(pack_folder())
     if not isinstance(pack, (str, os.PathLike)) or not os.fspath(pack):
         raise InvalidArgumentError(f"pack must be a bool or a folder, not {shown(pack)}")
-    return check_str("pack", str(Path(pack).expanduser()))
+    return check_str("pack", str(user_path(pack)))
 
 
 def remove_pack(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moerun.arguments import check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
 from moerun.identity import model_id
+from moerun.user_files import user_path
 
 if TYPE_CHECKING:
     from moerun.planning import Plan
@@ -26,7 +27,7 @@ def plan_path(plan: Any) -> str:
     name = os.fspath(plan) if isinstance(plan, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(plan)}")
-    return check_str("plan", str(Path(name).expanduser()))
+    return check_str("plan", str(user_path(name)))
 
 
 def named_plan(plan: str | os.PathLike[str] | Plan) -> tuple[str, str]:

@@ -58,6 +58,11 @@ class Tokenizer:
         return self._backend.library.get_vocab_size()
 
     @cached_property
+    def longest_token_bytes(self) -> int:
+        """Most bytes of text that one token stands for, or a little more."""
+        return max((len(token.encode()) for token in self._backend.library.get_vocab()), default=1)
+
+    @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The model's chat template, None where it has none.
 

@@ -126,6 +126,10 @@ TEST("sizes are written in the unit that suits them") {
   CHECK_EQ(bytes_text(1001), "1001 bytes");
   CHECK_EQ(bytes_text((std::size_t{5} << 20) / 2), "2.5 MiB");
   CHECK_EQ(bytes_text(kGiB / 4 * 5), "1.25 GiB");
+  CHECK_EQ(bytes_text(294912), "288 KiB");
+  CHECK_EQ(bytes_text(294911, Rounding::down), "287.99 KiB");
+  CHECK_EQ(bytes_text(294913, Rounding::up), "288.01 KiB");
+  CHECK_EQ(bytes_text(kGiB * 2048), "2 TiB");
 }
 
 }  // namespace moerun::test

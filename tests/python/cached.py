@@ -27,7 +27,8 @@ class Resident:
 
 
 def generate(model, prompt, num_tokens=NUM_NEW_TOKENS, **options):
-    return list(model.generate(prompt, max_new_tokens=num_tokens, ignore_eos=True, **options))
+    options = {"temperature": 0, "max_new_tokens": num_tokens, **options}
+    return list(model.generate(prompt, ignore_eos=True, **options))
 
 
 def run_resident(directory, prompt, num_tokens=NUM_NEW_TOKENS):

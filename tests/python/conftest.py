@@ -35,7 +35,10 @@ def offline_environment(**variables):
 
 @pytest.fixture(scope="session")
 def run_cli():
-    """Runs moe-run to its end; standard input is empty unless given, output is bytes as text."""
+    """Runs moe-run to its end; standard input is empty unless given, output is bytes as text.
+
+    Texts are greedy unless the arguments say otherwise, so that they can be compared.
+    """
 
     def run(*args, stdin=b"", env=None, **options):
         options.setdefault("stdout", subprocess.PIPE)
@@ -44,7 +47,7 @@ def run_cli():
         else:
             options["input"] = stdin if isinstance(stdin, bytes) else stdin.encode()
         done = subprocess.run(
-            [*moe_run_command(), *args],
+            [*moe_run_command(), "--temperature", "0", *args],
             stderr=subprocess.PIPE,
             env=env or offline_environment(),
             timeout=60,

@@ -32,7 +32,7 @@ def prompts(model):
 
 @pytest.fixture(scope="module")
 def alone(model, prompts):
-    return [list(model.generate(prompt, max_new_tokens=16)) for prompt in prompts]
+    return [list(model.generate(prompt, max_new_tokens=16, temperature=0)) for prompt in prompts]
 
 
 def texts_of(batch):
@@ -41,7 +41,7 @@ def texts_of(batch):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16, 64])
 def test_every_prompt_has_its_own_text(model, prompts, alone, batch_size):
-    batch = model.generate_batch(prompts, max_new_tokens=16, batch_size=batch_size)
+    batch = model.generate_batch(prompts, max_new_tokens=16, batch_size=batch_size, temperature=0)
     assert texts_of(batch) == alone
     stats = model.stats()["batch"]
     assert stats["most_running"] == batch_size
@@ -54,7 +54,7 @@ def test_every_prompt_has_its_own_text(model, prompts, alone, batch_size):
 
 
 def test_the_order_of_arrival_changes_no_text(model, prompts, alone):
-    batch = model.generate_batch(prompts[::-1], max_new_tokens=16, batch_size=16)
+    batch = model.generate_batch(prompts[::-1], max_new_tokens=16, batch_size=16, temperature=0)
     assert texts_of(batch) == alone[::-1]
 
 
@@ -69,7 +69,7 @@ def test_the_order_of_arrival_changes_no_text(model, prompts, alone):
 )
 def test_the_expert_cache_changes_no_text(prompts, alone, cache):
     with moerun.Model.load(expert_budget="25%", **cache) as model:
-        batch = model.generate_batch(prompts[:24], max_new_tokens=16, batch_size=8)
+        batch = model.generate_batch(prompts[:24], max_new_tokens=16, batch_size=8, temperature=0)
         assert texts_of(batch) == alone[:24]
         stats = model.stats()
     assert stats["batch"]["bytes_per_token"] > 0
@@ -81,10 +81,10 @@ def test_the_expert_cache_changes_no_text(prompts, alone, cache):
 
 def test_sequences_join_and_leave_while_others_run(model, prompts, alone):
     with model.batch(batch_size=3) as batch:
-        added = [batch.add(prompts[i], max_new_tokens=16) for i in range(2)]
+        added = [batch.add(prompts[i], max_new_tokens=16, temperature=0) for i in range(2)]
         for _ in range(5):
             batch.step()
-        added += [batch.add(prompts[i], max_new_tokens=16) for i in range(2, 8)]
+        added += [batch.add(prompts[i], max_new_tokens=16, temperature=0) for i in range(2, 8)]
         batch.cancel(added[1])
         found = {result.sequence: result for result in batch}
         assert batch.num_unfinished == 0
@@ -94,7 +94,7 @@ def test_sequences_join_and_leave_while_others_run(model, prompts, alone):
         assert result.finish_reason == "length"
         assert result.prompt_tokens == len(prompts[number])
     with pytest.raises(MoerunError, match="closed"):
-        batch.add(prompts[0])
+        batch.add(prompts[0], temperature=0)
 
 
 def test_sampling_is_of_each_sequence_alone(model, prompts):
@@ -110,18 +110,22 @@ def test_sampling_is_of_each_sequence_alone(model, prompts):
 def test_texts_end_as_they_do_alone(model, prompts, alone):
     stop = model.tokenizer.decode(alone[0])[5:9]
     for options in ({"stop": stop}, {"stop": alone[0][3]}, {"max_new_tokens": 3}):
-        generation = model.generate(prompts[0], **{"max_new_tokens": 16, **options})
+        generation = model.generate(
+            prompts[0], **{"max_new_tokens": 16, "temperature": 0, **options}
+        )
         tokens = list(generation)
-        batch = model.generate_batch([prompts[0]] * 2, **{"max_new_tokens": 16, **options})
+        batch = model.generate_batch(
+            [prompts[0]] * 2, **{"max_new_tokens": 16, "temperature": 0, **options}
+        )
         for result in batch.results():
             assert (result.token_ids, result.finish_reason) == (tokens, generation.finish_reason)
 
 
 def test_a_full_context_ends_a_text(prompts):
     with moerun.Model.load(context_length=24) as model:
-        generation = model.generate(prompts[0], ignore_eos=True)
+        generation = model.generate(prompts[0], ignore_eos=True, temperature=0)
         tokens = list(generation)
-        (result,) = model.generate_batch([prompts[0]], ignore_eos=True).results()
+        (result,) = model.generate_batch([prompts[0]], ignore_eos=True, temperature=0).results()
     assert generation.finish_reason == result.finish_reason == "context"
     assert result.token_ids == tokens
 
@@ -130,7 +134,9 @@ def test_the_kv_budget_is_hard_and_sequences_without_room_wait(model, prompts, a
     sizes = model.config
     per_token = 2 * 4 * sizes["num_hidden_layers"] * sizes["num_key_value_heads"] * 64
     budget = 3 * 48 * per_token
-    batch = model.generate_batch(prompts, max_new_tokens=16, batch_size=16, kv_budget=budget)
+    batch = model.generate_batch(
+        prompts, max_new_tokens=16, batch_size=16, kv_budget=budget, temperature=0
+    )
     assert texts_of(batch) == alone
     kv = model.stats()["batch"]["kv_cache"]
     assert 0 < kv["peak_bytes"] <= kv["budget_bytes"] == budget
@@ -166,11 +172,11 @@ def test_wrong_arguments_are_refused(model, arguments, pattern):
 def test_other_threads_may_add_and_cancel(model, prompts, alone):
     with model.batch(batch_size=4) as batch:
         for prompt in prompts[:4]:
-            batch.add(prompt, max_new_tokens=16)
+            batch.add(prompt, max_new_tokens=16, temperature=0)
 
         def add_more():
             for prompt in prompts[4:16]:
-                batch.add(prompt, max_new_tokens=16)
+                batch.add(prompt, max_new_tokens=16, temperature=0)
             batch.cancel(15)
 
         thread = threading.Thread(target=add_more)
@@ -184,14 +190,14 @@ def test_other_threads_may_add_and_cancel(model, prompts, alone):
 
 def test_statistics_are_right_when_strings_end_the_texts(model, prompts, alone):
     stop = model.tokenizer.decode(alone[0])[3:5]
-    model.generate_batch([prompts[0]] * 3, max_new_tokens=16, stop=stop).results()
+    model.generate_batch([prompts[0]] * 3, max_new_tokens=16, stop=stop, temperature=0).results()
     stats = model.stats()["batch"]
     assert (stats["running"], stats["finished"], stats["kv_cache"]["used_bytes"]) == (0, 3, 0)
 
 
 def test_a_small_context_takes_a_smaller_batch():
     with moerun.Model.load(context_length=12) as model:
-        results = model.generate_batch([[1, 2, 3]] * 20, max_new_tokens=2).results()
+        results = model.generate_batch([[1, 2, 3]] * 20, max_new_tokens=2, temperature=0).results()
         assert len(results) == 20
         assert model.stats()["batch"]["most_running"] == 12
 
@@ -199,16 +205,16 @@ def test_a_small_context_takes_a_smaller_batch():
 def test_other_generations_beside_a_batch_are_not_counted(model, prompts):
     with model.batch(batch_size=4) as batch:
         for prompt in prompts[:4]:
-            batch.add(prompt, max_new_tokens=8)
+            batch.add(prompt, max_new_tokens=8, temperature=0)
         while batch.step():
-            list(model.generate(prompts[9], max_new_tokens=8))
+            list(model.generate(prompts[9], max_new_tokens=8, temperature=0))
     stats = model.stats()["batch"]
     assert model.config["top_k"] <= stats["active_experts"] <= 4 * model.config["top_k"]
 
 
 def test_unknown_arguments_are_refused(model):
     with pytest.raises(TypeError, match="beam"):
-        model.generate_batch([[1]], beam=4)
+        model.generate_batch([[1]], beam=4, temperature=0)
 
 
 def test_ctrl_c_ends_a_batch_and_the_model_goes_on():

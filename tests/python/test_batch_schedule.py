@@ -24,7 +24,7 @@ def prompts(model):
 
 @pytest.fixture(scope="module")
 def alone(model, prompts):
-    return [list(model.generate(prompt, max_new_tokens=12)) for prompt in prompts]
+    return [list(model.generate(prompt, max_new_tokens=12, temperature=0)) for prompt in prompts]
 
 
 @pytest.mark.parametrize("schedule", [True, "auto"])
@@ -33,7 +33,7 @@ def test_scheduled_texts_are_those_of_each_prompt(
     model, predictor, prompts, alone, batch_size, schedule
 ):
     options = {"batch_size": batch_size, "predictor": predictor, "schedule": schedule}
-    batch = model.generate_batch(prompts, max_new_tokens=12, **options)
+    batch = model.generate_batch(prompts, max_new_tokens=12, temperature=0, **options)
     assert texts_of(batch) == alone
     stats = model.stats()["batch"]
     assert stats["most_running"] == 2 * batch_size
@@ -48,14 +48,18 @@ def test_scheduled_texts_are_those_of_each_prompt(
 @pytest.mark.parametrize("cache", [{"policy": "lru"}, {"policy": "lcp", "split": 0.5}])
 def test_the_cache_changes_no_scheduled_text(predictor, prompts, alone, cache):
     with moerun.Model.load(expert_budget="30%", **cache) as model:
-        batch = model.generate_batch(prompts, max_new_tokens=12, batch_size=4, predictor=predictor)
+        batch = model.generate_batch(
+            prompts, max_new_tokens=12, batch_size=4, predictor=predictor, temperature=0
+        )
         assert texts_of(batch) == alone
 
 
 def test_auto_is_what_a_predictor_stands_for(model, predictor, prompts):
-    model.generate_batch(prompts[:2], max_new_tokens=2, predictor=predictor).results()
+    model.generate_batch(
+        prompts[:2], max_new_tokens=2, predictor=predictor, temperature=0
+    ).results()
     assert model.stats()["batch"]["schedule"] is not None
-    model.generate_batch(prompts[:2], max_new_tokens=2).results()
+    model.generate_batch(prompts[:2], max_new_tokens=2, temperature=0).results()
     assert model.stats()["batch"]["schedule"] is None
     off = {"predictor": predictor, "schedule": False}
     model.generate_batch(prompts[:2], max_new_tokens=2, **off).results()
@@ -64,7 +68,12 @@ def test_auto_is_what_a_predictor_stands_for(model, predictor, prompts):
 
 def test_auto_tries_and_says_what_it_found(model, predictor, prompts):
     batch = model.generate_batch(
-        prompts[:4], max_new_tokens=60, ignore_eos=True, batch_size=2, predictor=predictor
+        prompts[:4],
+        max_new_tokens=60,
+        ignore_eos=True,
+        batch_size=2,
+        predictor=predictor,
+        temperature=0,
     )
     batch.results()
     schedule = model.stats()["batch"]["schedule"]
@@ -80,11 +89,11 @@ def test_sequences_join_leave_and_are_cancelled_while_others_are_scheduled(
 ):
     with model.batch(2, predictor=predictor, schedule=True) as batch:
         for prompt in prompts[:3]:
-            batch.add(prompt, max_new_tokens=12)
+            batch.add(prompt, max_new_tokens=12, temperature=0)
         for _ in range(4):
             batch.step()
         for prompt in prompts[3:8]:
-            batch.add(prompt, max_new_tokens=12)
+            batch.add(prompt, max_new_tokens=12, temperature=0)
         batch.cancel(1)
         found = {result.sequence: result.token_ids for result in batch}
     assert found == {n: alone[n] for n in (0, 2, 3, 4, 5, 6, 7)}

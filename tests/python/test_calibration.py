@@ -88,7 +88,7 @@ def test_what_is_measured_makes_sense(costs, default_path):
 
 def test_a_token_is_the_sum_of_its_layers_and_the_head(default_path):
     with Model.load(default_path, device="cpu", expert_budget="40%", prefetch=False) as model:
-        list(model.generate(range(20), 13, ignore_eos=True))
+        list(model.generate(range(20), 13, ignore_eos=True, temperature=0))
         times = _moerun.layer_times(model._native)
         stalled = model.stats()["cache"]["total"]["stalled_s"]
         assert times["attention_s"].shape == times["moe_s"].shape == (12, 8)
@@ -101,7 +101,7 @@ def test_a_token_is_the_sum_of_its_layers_and_the_head(default_path):
         assert np.isnan(times["token_s"][-1])
         assert (layers[:-1] < times["token_s"][:-1]).all()
         # A second text begins anew; what records the routing is not timed.
-        list(model.generate([1, 2], 3, ignore_eos=True))
+        list(model.generate([1, 2], 3, ignore_eos=True, temperature=0))
         model.trace([1, 2, 3])
         times = _moerun.layer_times(model._native)
         assert np.isnan(times["token_s"]).nonzero()[0].tolist() == [11, 13]

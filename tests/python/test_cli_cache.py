@@ -7,6 +7,7 @@ import pytest
 from conftest import as_json, assert_failed
 
 import moerun
+from moerun.sizes import size_text
 
 PROMPT = "import os\n"
 
@@ -62,8 +63,8 @@ def test_the_dry_run_as_json_is_what_python_returns(run_cli, default_path):
 
 
 def test_the_dry_run_of_what_does_not_work_is_an_error(run_cli, tmp_path, sizes):
-    smallest = str(sizes["smallest_budget_bytes"])
-    assert_failed(run_cli("--dry-run", "--expert-budget", "10kB"), "10000", smallest)
+    smallest = size_text(sizes["smallest_budget_bytes"], "up")
+    assert_failed(run_cli("--dry-run", "--expert-budget", "10kB"), "9.76 KiB", smallest)
     assert_failed(run_cli("--dry-run", "-m", str(tmp_path)), "config.json")
 
 
@@ -118,7 +119,7 @@ def test_a_plan_reaches_the_cache(run_cli, plain, tmp_path, sizes):
 
 def test_a_budget_that_is_too_small_names_the_smallest_one(run_cli, sizes):
     done = run_cli("--expert-budget", "10kB", PROMPT)
-    assert_failed(done, "10000 bytes", str(sizes["smallest_budget_bytes"]))
+    assert_failed(done, "9.76 KiB", size_text(sizes["smallest_budget_bytes"], "up"))
 
 
 @pytest.mark.parametrize(
@@ -177,30 +178,40 @@ def test_the_statistics_follow_the_closing_lines(run_cli, plain):
     assert done.returncode == 0
     assert done.stdout == PROMPT + plain["text"] + "\n"
     lines = done.stderr.splitlines()
-    start = next(idx for idx, line in enumerate(lines) if line.startswith("expert cache: lcp"))
-    assert lines[start - 2].startswith("load ")
-    assert " MB of 18.9 MB, resident" in lines[start - 1]
-    rows = [line.split()[0] for line in lines[start + 1 : start + 11]]
+    assert lines[0].startswith("24 tokens, ")
+    assert lines[1].startswith("load ")
+    assert " of 18 MiB, resident" in lines[2]
+    assert any(line.startswith("experts   policy lcp, prefetch auto") for line in lines)
+    assert "% hits" in done.stderr
+    assert "disk and memory allow" in done.stderr
+    assert max(map(len, lines)) <= 80
+    assert "layer" not in done.stderr
+
+
+def test_the_table_of_the_layers_comes_on_request(run_cli):
+    done = run_cli("-q", "-n", "24", "--expert-budget", "25%", "--layer-stats", PROMPT)
+    lines = done.stderr.splitlines()
+    rows = [line.split()[0] for line in lines[-10:]]
     assert rows == ["layer", *map(str, range(8)), "total"]
-    assert lines[start + 11].startswith("link ")
-    assert "x the limit" in lines[start + 11]
-    assert len(lines) == start + 13  # the last one gives the reason
+    assert lines[-11] == ""
+    assert max(map(len, lines)) <= 80
 
 
-def test_quiet_statistics_are_the_table_alone(run_cli):
+def test_quiet_statistics_have_no_closing_line(run_cli):
     done = run_cli("-q", "-n", "4", "--expert-budget", "25%", "--stats", PROMPT)
-    assert done.stderr.startswith("expert cache: lcp")
-    assert "TTFT" not in done.stderr
+    assert done.stderr.startswith("load ")
+    assert "experts   policy lcp" in done.stderr
+    assert "first token" not in done.stderr
 
 
-def test_the_statistics_of_a_model_that_fits_are_one_line(run_cli):
+def test_the_statistics_of_a_model_that_fits_say_so(run_cli):
     done = run_cli("-q", "-n", "4", "--stats", PROMPT)
-    assert done.stderr.startswith("expert cache: every expert is in memory")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("experts   all in memory.\n")
 
 
 def test_interactive_answers_are_each_followed_by_statistics(run_cli):
     options = ["-i", "-q", "-n", "4", "--expert-budget", "25%", "--stats"]
     done = run_cli(*options, stdin="import os\nimport sys\n")
     assert done.returncode == 0
-    assert done.stderr.count("expert cache: lcp") == 2
+    assert done.stderr.count("experts   policy lcp") == 2
+    assert done.stderr.count("load ") == 1

@@ -187,7 +187,7 @@ def test_moe_run_prints_text_and_statistics(run_python, model, tokenizer):
     command = ("-m", "moerun_tools.run", "--device", "cuda-host", "-n", "3", "--temperature", "0")
     done = run_python(*command, "--stats", "--expert-budget", "50%", PROMPT)
     assert done.returncode == 0, done.stderr
-    ids = list(model.generate(tokenizer.encode(PROMPT), 3))
+    ids = list(model.generate(tokenizer.encode(PROMPT), 3, temperature=0))
     assert done.stdout == PROMPT + tokenizer.decode(ids) + "\n"
     assert "cuda-host memory: " in done.stderr
     assert "expert cache: " in done.stderr

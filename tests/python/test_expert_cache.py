@@ -192,8 +192,12 @@ def test_several_models_run_at_once(shipped, random_model):
 
 def test_several_texts_of_one_model_may_take_turns(shipped):
     with Model.load(shipped.directory, expert_budget="25%") as model:
-        first = model.generate(shipped.prompt, max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True)
-        second = model.generate(shipped.prompt[:4], max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True)
+        first = model.generate(
+            shipped.prompt, max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True, temperature=0
+        )
+        second = model.generate(
+            shipped.prompt[:4], max_new_tokens=NUM_NEW_TOKENS, ignore_eos=True, temperature=0
+        )
         alone = generate(model, shipped.prompt[:4])
         assert list(zip(first, second, strict=True)) == list(
             zip(shipped.tokens, alone, strict=True)
@@ -203,6 +207,6 @@ def test_several_texts_of_one_model_may_take_turns(shipped):
 def test_a_text_may_be_left_and_a_model_closed_while_reads_are_under_way(shipped):
     for _ in range(5):
         model = Model.load(shipped.directory, expert_budget="25%", prefetch=True)
-        generation = model.generate(shipped.prompt)
+        generation = model.generate(shipped.prompt, temperature=0)
         assert [next(generation) for _ in range(3)] == shipped.tokens[:3]
         within(30, model.close)

@@ -9,9 +9,9 @@ import moerun
 import moerun.model
 from moerun import Model, errors
 from moerun.cache_options import cache_options
-from moerun_tools.cache_report import cache_table, dry_run_table
+from moerun_tools.cache_report import statistics_text
+from moerun_tools.dry_run_report import dry_run_table
 from moerun_tools.loading import load_model
-from moerun_tools.report import memory_line
 
 NOTHING = dict.fromkeys(("expert_budget", "policy", "split", "prefetch", "plan"))
 HOST = {
@@ -114,18 +114,19 @@ def test_the_tools_print_it_as_one_line(default_path, monkeypatch, capsys):
 
 
 def test_the_lines_of_a_run_say_what_is_page_locked_and_what_is_not():
-    text = "9.0 MB page-locked, 6.0 MB pageable, 5.0 MB on disk, ring 2.0 MB"
-    assert f"(host: {text})" in memory_line(stats(cached(host=HOST)))
-    assert f"host: {text}" in cache_table(cached(host=HOST)).splitlines()[0]
+    text = statistics_text(stats(cached(host=HOST)))
+    expected = "host      8.58 MiB page-locked, 5.72 MiB pageable, 4.77 MiB on disk, ring"
+    assert expected in text.splitlines()
+    assert "slower than link and device allow" in text
     all_locked = HOST | {"pageable_bytes": 0, "disk_bytes": 0, "ring_bytes": 0}
-    assert "(host: 9.0 MB page-locked)" in memory_line(stats(cached(host=all_locked)))
+    assert "\nhost      8.58 MiB page-locked\n" in statistics_text(stats(cached(host=all_locked)))
 
 
 def test_the_dry_run_says_it_too():
     lines = dry_run_table(planned(host=HOST | {"notes": ["memory is short"]})).splitlines()
     rows = [line.split(None, 2) for line in lines if line.startswith("host: ")]
     assert [row[1] for row in rows] == ["page-locked", "pageable", "on", "ring"]
-    assert "9.0 MB" in rows[0][2]
+    assert "8.58 MiB" in rows[0][2]
     assert "45.0 % of the experts" in rows[0][2]
     assert "note: memory is short" in lines
     assert not [line for line in dry_run_table(planned()).splitlines() if "host" in line]

@@ -22,7 +22,7 @@ def prompt(tokenizer):
 
 @pytest.fixture(scope="module")
 def greedy(model, prompt):
-    return list(model.generate(prompt, max_new_tokens=24))
+    return list(model.generate(prompt, max_new_tokens=24, temperature=0))
 
 
 def test_forward_gives_finite_logits_for_each_token(model, prompt):
@@ -59,7 +59,7 @@ def test_greedy_generation_takes_the_likeliest_token_of_forward(model, prompt, g
     ],
 )
 def test_any_sequence_of_integers_is_a_prompt(model, prompt, greedy, convert):
-    assert list(model.generate(convert(prompt), max_new_tokens=4)) == greedy[:4]
+    assert list(model.generate(convert(prompt), max_new_tokens=4, temperature=0)) == greedy[:4]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_bad_argument_of_load_is_refused_and_named(default_path, arguments):
 
 
 def test_generation_is_an_iterator_that_can_be_left(model, prompt, greedy):
-    generation = model.generate(prompt, max_new_tokens=24)
+    generation = model.generate(prompt, max_new_tokens=24, temperature=0)
     assert iter(generation) is generation
     assert generation.prompt_tokens == len(prompt)
     assert list(itertools.islice(generation, 3)) == greedy[:3]
@@ -149,7 +149,7 @@ def test_generation_is_an_iterator_that_can_be_left(model, prompt, greedy):
     assert list(generation) == greedy[3:]
     assert generation.finish_reason == "length"
     assert next(generation, None) is None
-    assert list(model.generate(prompt, max_new_tokens=2)) == greedy[:2]
+    assert list(model.generate(prompt, max_new_tokens=2, temperature=0)) == greedy[:2]
 
 
 def test_the_same_seed_gives_the_same_tokens(model, prompt):
@@ -166,7 +166,7 @@ def test_a_drawn_seed_is_reported_and_repeats_the_text(model, prompt):
     seed = model.stats()["seed"]
     again = list(model.generate(prompt, max_new_tokens=12, temperature=1.5, seed=seed))
     assert tokens == again
-    list(model.generate(prompt, max_new_tokens=1))
+    list(model.generate(prompt, max_new_tokens=1, temperature=0))
     assert model.stats()["seed"] != seed
 
 
@@ -178,25 +178,28 @@ def test_sampling_among_one_token_is_greedy(model, prompt, greedy, narrow):
 
 def test_a_repetition_penalty_changes_a_text_that_repeats(model, tokenizer):
     prompt = tokenizer.encode("import os\nimport os\nimport os\n")
-    plain = list(model.generate(prompt, max_new_tokens=8))
-    assert list(model.generate(prompt, max_new_tokens=8, repetition_penalty=3.0)) != plain
+    plain = list(model.generate(prompt, max_new_tokens=8, temperature=0))
+    assert (
+        list(model.generate(prompt, max_new_tokens=8, repetition_penalty=3.0, temperature=0))
+        != plain
+    )
 
 
 def test_a_stop_token_ends_the_text_and_is_part_of_it(model, prompt, greedy):
     stop = greedy[5]
     expected = greedy[: greedy.index(stop) + 1]
     for value in (stop, [stop], (stop,), {stop}, np.array(greedy)[5]):
-        generation = model.generate(prompt, max_new_tokens=24, stop=value)
+        generation = model.generate(prompt, max_new_tokens=24, stop=value, temperature=0)
         assert list(generation) == expected
         assert generation.finish_reason == "stop"
 
 
 def test_a_stop_string_ends_the_text_with_the_token_that_completes_it(model, tokenizer, prompt):
-    greedy = list(model.generate(prompt, max_new_tokens=24))
+    greedy = list(model.generate(prompt, max_new_tokens=24, temperature=0))
     whole = tokenizer.decode(greedy)
     needle = whole[len(whole) // 2 : len(whole) // 2 + 6]
     for stop in (needle, [needle], ["not in the text", needle]):
-        generation = model.generate(prompt, max_new_tokens=24, stop=stop)
+        generation = model.generate(prompt, max_new_tokens=24, stop=stop, temperature=0)
         tokens = list(generation)
         assert tokens == greedy[: len(tokens)]
         assert needle in tokenizer.decode(tokens)
@@ -220,7 +223,7 @@ def test_a_stop_string_is_seen_however_tokens_cut_it(stops):
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(model, prompt):
-    assert len(list(model.generate(prompt, max_new_tokens=3, stop=PROMPT[:20]))) == 3
+    assert len(list(model.generate(prompt, max_new_tokens=3, stop=PROMPT[:20], temperature=0))) == 3
 
 
 def test_the_end_of_text_token_ends_the_text_unless_ignored(model_copy, prompt, greedy):
@@ -229,20 +232,23 @@ def test_the_end_of_text_token_ends_the_text_unless_ignored(model_copy, prompt, 
     change_json(model_copy / "generation_config.json", eos_token_id=eos)
     with Model.load(model_copy) as model:
         assert eos in model.config["eos_token_ids"]
-        generation = model.generate(prompt, max_new_tokens=24)
+        generation = model.generate(prompt, max_new_tokens=24, temperature=0)
         assert list(generation) == greedy[: greedy.index(eos) + 1]
         assert generation.finish_reason == "eos"
-        assert list(model.generate(prompt, max_new_tokens=24, ignore_eos=True)) == greedy
+        assert (
+            list(model.generate(prompt, max_new_tokens=24, ignore_eos=True, temperature=0))
+            == greedy
+        )
 
 
 def test_generation_ends_when_the_context_is_full(default_path, prompt):
     with Model.load(default_path, context_length=len(prompt) + 5) as model:
         assert model.context_length == len(prompt) + 5
         for max_new_tokens in (None, 100):
-            generation = model.generate(prompt, max_new_tokens, ignore_eos=True)
+            generation = model.generate(prompt, max_new_tokens, ignore_eos=True, temperature=0)
             assert len(list(generation)) == 5
             assert generation.finish_reason == "context"
-        generation = model.generate(prompt, 5, ignore_eos=True)
+        generation = model.generate(prompt, 5, ignore_eos=True, temperature=0)
         assert len(list(generation)) == 5
         assert generation.finish_reason == "length"
 
@@ -253,24 +259,24 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(default_path):
         with pytest.raises(errors.InvalidArgumentError, match=r"17 tokens.*context of 16"):
             model.forward([5] * 17)
         with pytest.raises(errors.InvalidArgumentError, match=r"16 tokens.*at most 15"):
-            model.generate([5] * 16)
+            model.generate([5] * 16, temperature=0)
 
 
 def test_several_models_run_side_by_side(default_path, model, prompt, greedy):
     with Model.load(default_path, threads=1) as second:
         pairs = zip(
-            model.generate(prompt, max_new_tokens=12),
-            second.generate(prompt, max_new_tokens=12),
+            model.generate(prompt, max_new_tokens=12, temperature=0),
+            second.generate(prompt, max_new_tokens=12, temperature=0),
             strict=True,
         )
         assert list(pairs) == [(token, token) for token in greedy[:12]]
-    assert list(model.generate(prompt, max_new_tokens=3)) == greedy[:3]
+    assert list(model.generate(prompt, max_new_tokens=3, temperature=0)) == greedy[:3]
 
 
 def test_several_generations_of_one_model_run_side_by_side(model, prompt, greedy):
-    first = model.generate(prompt, max_new_tokens=12)
-    second = model.generate(prompt[:4], max_new_tokens=12)
-    alone = list(model.generate(prompt[:4], max_new_tokens=12))
+    first = model.generate(prompt, max_new_tokens=12, temperature=0)
+    second = model.generate(prompt[:4], max_new_tokens=12, temperature=0)
+    alone = list(model.generate(prompt[:4], max_new_tokens=12, temperature=0))
     assert list(zip(first, second, strict=True)) == list(zip(greedy[:12], alone, strict=True))
 
 
@@ -308,7 +314,7 @@ def test_statistics_start_empty_and_then_describe_the_last_generation(default_pa
             "finish_reason",
         ]
         assert all(fresh[name] is None for name in measured)
-        list(model.generate(prompt, max_new_tokens=4, seed=5))
+        list(model.generate(prompt, max_new_tokens=4, seed=5, temperature=0))
         stats = model.stats()
         assert all(stats[name] is not None for name in measured)
         assert stats["prompt_tokens"] == len(prompt)
@@ -319,7 +325,7 @@ def test_statistics_start_empty_and_then_describe_the_last_generation(default_pa
 
 def test_the_hash_of_the_logits_tells_runs_apart(model, prompt):
     def logits_hash(token_ids):
-        list(model.generate(token_ids, max_new_tokens=2))
+        list(model.generate(token_ids, max_new_tokens=2, temperature=0))
         return model.stats()["logits_hash"]
 
     assert logits_hash(prompt) == logits_hash(prompt)
@@ -353,7 +359,7 @@ def test_a_closed_model_says_so(default_path, prompt):
     assert "closed" in repr(model)
     for call in (
         lambda: model.forward(prompt),
-        lambda: model.generate(prompt),
+        lambda: model.generate(prompt, temperature=0),
         model.stats,
         lambda: model.config,
         lambda: model.context_length,
@@ -365,11 +371,11 @@ def test_a_closed_model_says_so(default_path, prompt):
 def test_a_model_without_a_tokenizer_still_computes(model_copy, prompt, greedy):
     (model_copy / "tokenizer.json").unlink()
     with Model.load(model_copy) as model:
-        assert list(model.generate(prompt, max_new_tokens=3)) == greedy[:3]
+        assert list(model.generate(prompt, max_new_tokens=3, temperature=0)) == greedy[:3]
         with pytest.raises(errors.MissingFileError, match=r"tokenizer\.json"):
             _ = model.tokenizer
         with pytest.raises(errors.MissingFileError, match=r"tokenizer\.json"):
-            model.generate(prompt, stop="text")
+            model.generate(prompt, stop="text", temperature=0)
 
 
 def test_the_representation_says_what_the_model_is(model):

@@ -57,7 +57,7 @@ def test_chunks_of_the_prompt_change_nothing(default_path, token_ids, routing):
 def test_decoding_records_the_tokens_that_were_decoded(model, token_ids):
     prompt = token_ids[:30]
     found = model.trace(prompt, generate=12, with_predictions=True, with_weights=True)
-    text = list(model.generate(prompt, max_new_tokens=12, ignore_eos=True))
+    text = list(model.generate(prompt, max_new_tokens=12, ignore_eos=True, temperature=0))
     assert found.token_ids.tolist() == text
     assert found.predicted_ids.tolist()[:-1] == text[1:]
     whole = model.trace([*prompt, *text], with_weights=True)
@@ -78,7 +78,7 @@ def test_a_budget_changes_nothing_but_adds_cache_events(default_path, model, tok
     with moerun.Model.load(default_path, expert_budget="25%", cache_events=True) as cached:
         prompt = cached.trace(token_ids)
         np.testing.assert_array_equal(prompt.expert_ids, model.trace(token_ids).expert_ids)
-        list(cached.generate(token_ids[:5], max_new_tokens=4, ignore_eos=True))
+        list(cached.generate(token_ids[:5], max_new_tokens=4, ignore_eos=True, temperature=0))
         before = cached.cache_events()
         found = cached.trace(token_ids, generate=10)
         assert cached.cache_events() == before

@@ -29,7 +29,9 @@ def prompts(model):
 
 @pytest.fixture(scope="module")
 def alone(model, prompts):
-    return [list(model.generate(prompt, max_new_tokens=NEW_TOKENS)) for prompt in prompts]
+    return [
+        list(model.generate(prompt, max_new_tokens=NEW_TOKENS, temperature=0)) for prompt in prompts
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,9 @@ def test_texts_of_a_batch_with_a_predictor_are_those_of_each_prompt(
     with load(smallest if budget == "smallest" else budget, prefetch=prefetch) as model:
         options = {"batch_size": batch_size, "predictor": predictor, "schedule": schedule}
         for is_first in (True, False):
-            batch = model.generate_batch(prompts, max_new_tokens=NEW_TOKENS, **options)
+            batch = model.generate_batch(
+                prompts, max_new_tokens=NEW_TOKENS, temperature=0, **options
+            )
             assert texts_of(batch) == alone
             stats = model.stats()
             check_counters(stats)
@@ -112,7 +116,9 @@ def test_texts_of_a_batch_with_a_predictor_are_those_of_each_prompt(
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_texts_of_a_batch_without_a_predictor_are_those_of_each_prompt(prompts, alone, batch_size):
     with load("15%") as model:
-        batch = model.generate_batch(prompts, max_new_tokens=NEW_TOKENS, batch_size=batch_size)
+        batch = model.generate_batch(
+            prompts, max_new_tokens=NEW_TOKENS, batch_size=batch_size, temperature=0
+        )
         assert texts_of(batch) == alone
         check_counters(model.stats())
         assert model.stats()["batch"]["prediction"] is None
@@ -122,7 +128,7 @@ def test_batches_and_a_text_may_take_turns(prompts, alone, predictor):
     with load("30%") as model, model.batch(2, predictor=predictor, schedule=True) as first:
         found = {}
         with model.batch(3, predictor=predictor, schedule=False) as second:
-            text = model.generate(prompts[0], max_new_tokens=NEW_TOKENS)
+            text = model.generate(prompts[0], max_new_tokens=NEW_TOKENS, temperature=0)
             for prompt in prompts[:6]:
                 first.add(prompt, max_new_tokens=NEW_TOKENS)
                 second.add(prompt, max_new_tokens=NEW_TOKENS)
@@ -148,13 +154,15 @@ def test_a_step_that_is_cut_off_leaves_the_model_as_it_was(prompts, alone, predi
         for steps in range(1, 4):
             with model.batch(4, predictor=predictor, schedule=False) as batch:
                 for prompt in prompts[:4]:
-                    batch.add(prompt, max_new_tokens=NEW_TOKENS)
+                    batch.add(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
                 for _ in range(steps):
                     batch.step()
                 batch.cancel(0)
-            tokens = list(model.generate(prompts[1], max_new_tokens=NEW_TOKENS))
+            tokens = list(model.generate(prompts[1], max_new_tokens=NEW_TOKENS, temperature=0))
             assert tokens == alone[1]
-        batch = model.generate_batch(prompts[:6], max_new_tokens=NEW_TOKENS, predictor=predictor)
+        batch = model.generate_batch(
+            prompts[:6], max_new_tokens=NEW_TOKENS, predictor=predictor, temperature=0
+        )
         assert texts_of(batch) == alone[:6]
 
 
@@ -165,7 +173,12 @@ def test_a_trial_decides_and_says_so(shipped, predictor, prompts):
     with load("30%", prefetch=False) as model:
         assert model.stats()["cache"]["reason"] == "experts are cached within the budget"
         batch = model.generate_batch(
-            prompts[:1], max_new_tokens=130, ignore_eos=True, predictor=predictor, schedule=False
+            prompts[:1],
+            max_new_tokens=130,
+            ignore_eos=True,
+            predictor=predictor,
+            schedule=False,
+            temperature=0,
         )
         batch.results()
         cache = model.stats()["cache"]
@@ -265,7 +278,9 @@ def test_reconfigure_changes_the_slots_and_no_text(shipped, tmp_path):
             write_plan(tmp_path / f"{n}.json", sizes, slots, **budget_of(sizes, most))
             for n, slots in enumerate([[9, 9, 9, 9, 9, 9, 9, 9], [30, 1, 0, 0, 20, 8, 4, 5]])
         ]
-        text = model.generate(shipped.prompt, max_new_tokens=len(shipped.tokens), ignore_eos=True)
+        text = model.generate(
+            shipped.prompt, max_new_tokens=len(shipped.tokens), ignore_eos=True, temperature=0
+        )
         tokens = []
         for token in text:
             tokens.append(token)

@@ -54,7 +54,7 @@ def prompts(model):
 def texts(model, prompts):
     batch = model.batch(4)
     for prompt, length in zip(prompts, LENGTHS, strict=True):
-        batch.add(prompt, max_new_tokens=length, ignore_eos=True)
+        batch.add(prompt, max_new_tokens=length, ignore_eos=True, temperature=0)
     return [result.token_ids for result in batch.results()]
 
 
@@ -73,7 +73,7 @@ def live_batch(prompts, texts, cache, **options):
         live.batch(**options) as batch,
     ):
         for prompt, length in zip(prompts, LENGTHS, strict=True):
-            batch.add(prompt, max_new_tokens=length, ignore_eos=True)
+            batch.add(prompt, max_new_tokens=length, ignore_eos=True, temperature=0)
         assert [result.token_ids for result in batch.results()] == texts
         return live.cache_events(), live.stats()
 

@@ -42,7 +42,9 @@ def trace_file(tmp_path_factory, model, routing):
 
 def live_run(shipped, **options):
     with Model.load(shipped.directory, device="cpu", cache_events=True, **options) as live:
-        tokens = list(live.generate(shipped.prompt, NUM_DECODED + 1, ignore_eos=True))
+        tokens = list(
+            live.generate(shipped.prompt, NUM_DECODED + 1, ignore_eos=True, temperature=0)
+        )
         assert tokens == shipped.tokens[: NUM_DECODED + 1]
         return live.cache_events(), live.stats()["cache"]
 
@@ -105,10 +107,10 @@ def test_with_prefetch_the_policy_sees_the_same(shipped, trace_file):
 
 def test_a_prompt_of_one_token_is_decoded(shipped, model):
     prompt = shipped.prompt[:1]
-    tokens = list(model.generate(prompt, 9, ignore_eos=True))
+    tokens = list(model.generate(prompt, 9, ignore_eos=True, temperature=0))
     options = {"expert_budget": "30%", "prefetch": False, "cache_events": True}
     with Model.load(shipped.directory, device="cpu", **options) as live:
-        list(live.generate(prompt, 9, ignore_eos=True))
+        list(live.generate(prompt, 9, ignore_eos=True, temperature=0))
         events = live.cache_events()
     routing = model.trace([*prompt, *tokens[:8]])
     result = simulate(routing, shipped.directory, costs=COSTS, prompt_tokens=1, **options)
@@ -121,7 +123,7 @@ def test_sequences_share_a_warm_cache(shipped, model, routing):
     options = {"expert_budget": "30%", "prefetch": False, "cache_events": True}
     with Model.load(shipped.directory, device="cpu", **options) as live:
         for _ in range(2):
-            list(live.generate(shipped.prompt, NUM_DECODED + 1, ignore_eos=True))
+            list(live.generate(shipped.prompt, NUM_DECODED + 1, ignore_eos=True, temperature=0))
         events = live.cache_events()
     result = simulate(
         [routing, routing],

@@ -22,10 +22,11 @@ from moerun.generation_request import draw_seed
 from moerun.user_files import user_path
 from moerun_tools.batch_file import BadLine, BatchInput, BatchLine
 from moerun_tools.batch_output import BatchOutput, results_in_order
-from moerun_tools.cache_report import statistics_text
-from moerun_tools.command import write_out
+from moerun_tools.closing import Closing
+from moerun_tools.command import Interrupted, write_out
 from moerun_tools.conversation import Conversation
-from moerun_tools.report import batch_lines, json_line
+from moerun_tools.prompt_model import PromptModel
+from moerun_tools.report import json_line
 
 # Sequences that wait or run: one is always ready to join, and a large file is no large queue.
 _MOST_AHEAD = 4096
@@ -37,6 +38,7 @@ class BatchRun:
 
     Args:
         model: the model.
+        prompt_model: makes tokens of prompts.
         batch: takes the sequences.
         lines: those to do.
         chat: the prompts are what a user says.
@@ -47,6 +49,7 @@ class BatchRun:
     def __init__(
         self,
         model: Model,
+        prompt_model: PromptModel,
         batch: Batch,
         lines: list[BatchLine | BadLine],
         chat: bool,
@@ -54,18 +57,21 @@ class BatchRun:
         generation: dict[str, Any],
     ) -> None:
         self._model = model
+        self._prompt_model = prompt_model
         self._batch = batch
         self._lines = lines
         self._chat = chat
         self._system = system
         self._generation = generation
         self._running: dict[int, tuple[BatchLine, list[int]]] = {}
+        self.num_reported = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield what becomes of every line, as it ends."""
         for line in self._lines:
             failure = self._add(line)
             if failure is not None:
+                self.num_reported += 1
                 yield failure
             while self._batch.num_unfinished > _MOST_AHEAD:
                 yield self._report(next(self._batch))
@@ -73,6 +79,7 @@ class BatchRun:
             yield self._report(result)
 
     def _report(self, result: BatchResult) -> dict[str, Any]:
+        self.num_reported += 1
         line, prompt = self._running.pop(result.sequence)
         try:
             text = self._model.tokenizer.decode(result.token_ids, after=prompt)
@@ -92,7 +99,7 @@ class BatchRun:
         if isinstance(line, BadLine):
             return {"line": line.number, "error": line.error}
         try:
-            token_ids = Conversation(self._model, self._chat, self._system).ask(line.prompt)
+            token_ids = Conversation(self._prompt_model, self._chat, self._system).ask(line.prompt)
             seed = (self._generation["seed"] + line.number - 1) % 2**64
             options = {**self._generation, "seed": seed, **line.generation}
             self._running[self._batch.add(token_ids, **options)] = (line, token_ids)
@@ -172,7 +179,9 @@ class BatchJob:
         """Read the prompts and look at the output, before the model is loaded."""
         lines = BatchInput.read(user_path(path))
         if lines.ignored and not quiet:
-            click.echo(f"note: fields that mean nothing here: {', '.join(lines.ignored)}", err=True)
+            names = ", ".join(lines.ignored)
+            noun = "field" if len(lines.ignored) == 1 else "fields"
+            click.echo(f"note: ignored unknown {noun}: {names}", err=True)
         target = None
         if output is not None and output != "-":
             target = BatchOutput(
@@ -184,10 +193,14 @@ class BatchJob:
             target.check([path], resume, overwrite)
         return cls(lines, target, resume, overwrite, **options)
 
-    def run(self, model: Model, *, as_json: bool, quiet: bool, show_stats: bool) -> int:
-        """Continue every prompt, and return how many lines failed."""
-        if self.chat:
-            Conversation(model, self.chat)  # refuses a model without a template
+    def run(
+        self, model: Model, prompt_model: PromptModel, *, as_json: bool, closing: Closing
+    ) -> int:
+        """Continue every prompt, and return how many lines failed.
+
+        Raises:
+            Interrupted: Ctrl-C ended the run; the closing lines have been written.
+        """
         output = self.output
         failed: list[int] = []
         with (
@@ -209,11 +222,16 @@ class BatchJob:
             failed += [number for number, result in done.items() if "error" in result]
             todo = [line for line in self.lines.lines if line.number not in done]
             generation = {**self.generation, "seed": seed}
-            run = BatchRun(model, batch, todo, self.chat, self.system, generation)
-            self._run(run, todo, before, failed, quiet)
+            run = BatchRun(model, prompt_model, batch, todo, self.chat, self.system, generation)
+            try:
+                self._run(run, todo, before, failed, closing.quiet)
+            except KeyboardInterrupt:
+                num_done = len(self.lines.lines) - len(todo) + run.num_reported
+                closing.after_batch(model.stats(), num_done, len(failed), before, True)
+                raise Interrupted from None
             if output is not None:
                 output.finish()
-        self._report(model.stats(), sorted(failed), before, as_json, quiet, show_stats)
+        self._report(model.stats(), sorted(failed), before, as_json, closing)
         return len(failed)
 
     def _run(
@@ -237,10 +255,12 @@ class BatchJob:
                         for each in results_in_order(in_order, ready):
                             write_out(json_line(each))
                     show(result)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                click.echo(err=True)
             if self.output is not None and self.output.done:
                 click.echo(
-                    f"\nmoe-run: {len(self.output.done)} of {len(self.lines.lines)} lines are in "
+                    f"moe-run: {len(self.output.done)} of {len(self.lines.lines)} lines are in "
                     f"{self.output.partial_path}; --resume goes on from there",
                     err=True,
                 )
@@ -252,18 +272,14 @@ class BatchJob:
         failed: list[int],
         before: int,
         as_json: bool,
-        quiet: bool,
-        show_stats: bool,
+        closing: Closing,
     ) -> None:
         num_lines = len(self.lines.lines)
         if as_json:
             summary = {"lines": num_lines, "failed_lines": failed, "stats": stats}
             write_out(json_line(summary))
-        elif not quiet:
-            for text in batch_lines(stats, num_lines, len(failed), before):
-                click.echo(text, err=True)
-        if show_stats:
-            click.echo(statistics_text(stats), err=True)
+        else:
+            closing.after_batch(stats, num_lines, len(failed), before)
         if failed:
             shown = ", ".join(str(number) for number in failed[:10])
             more = f" and {len(failed) - 10} more" if len(failed) > 10 else ""

@@ -1,91 +1,220 @@
-"""Tables of the expert cache: what it would hold, and what it did."""
+"""What moe-run --stats and --layer-stats print; every line has at most 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+import re
+import textwrap
 from typing import Any
 
-from moerun_tools.report import host_text
-from moerun_tools.units import as_bytes, as_percent, as_rate, as_seconds
+from moerun_tools.report import aligned, batch_statistics, device_text, host_text
+from moerun_tools.units import as_binary, as_percent, as_rate, as_seconds, counted, of_total
 
+_COLUMNS = 80
+_LABEL_COLUMNS = 10
 _MIN_WINDOW_TOKENS = 64
+_NOTHING_SPECIAL = ("every expert is in memory", "experts are cached within the budget")
 
-_HEADER = (
-    "layer",
-    "slots",
-    "split",
-    "look-ups",
-    "hit %",
-    "top only %",
-    "miss %",
-    "prefetched",
-    "useful",
-    "late",
-    "wasted",
-    "demand read",
-    "prefetch read",
-    "stalled",
-)
+_Line = tuple[str, str]
 
 
-def dry_run_table(plan: dict[str, Any]) -> str:
-    """Return what each tier would hold, from what `moerun.dry_run` returns."""
-    total = plan["total_expert_bytes"]
-    is_resident = plan["state"] == "resident"
-    parts = [("  slots", plan["slot_bytes"], ""), ("  staging ring", plan["ring_bytes"], "")]
-    sizes = [
-        ("resident weights", plan["resident_bytes"], ""),
-        ("KV cache, context full", plan["kv_cache_bytes_at_full_context"], ""),
-        ("experts in all", total, ""),
-        ("budget for experts", plan["budget_bytes"], _share(plan["budget_bytes"], total)),
-        ("arena", plan["arena_bytes"], _share(plan["arena_bytes"], total)),
-        *([] if is_resident else parts),
-        ("smallest budget", plan["smallest_budget_bytes"], ""),
-        ("free memory", plan["available_bytes"], ""),
-        *([] if plan["device"] == "cpu" else _device_sizes(plan)),
-        *_host_rows(plan["host"], total),
-    ]
-    lines = [
-        f"{plan['model']}: {plan['num_moe_layers']} layers of {plan['num_experts']} experts of "
-        f"{as_bytes(plan['expert_bytes_each'])}, {plan['top_k']} a token",
-        f"device {plan['device']} ({plan['device_reason']})",
-        "",
-        *(f"{name:24}{as_bytes(size):>10}{share}" for name, size, share in sizes),
-        "",
-    ]
-    if is_resident:
-        lines.append("every expert fits in the budget: nothing is read after loading")
-    else:
-        lines += [f"note: {note}" for note in (plan["host"] or {"notes": []})["notes"]]
-        lines.append(f"policy {plan['policy']}, prefetch {plan['prefetch']}")
-        if plan["layers"]:
-            lines += ["", _aligned(_layer_ranges(plan["layers"]))]
-    return "\n".join(lines)
+def statistics_text(
+    stats: dict[str, Any], with_layers: bool = False, with_load: bool = True
+) -> str:
+    """Return what --stats shows, from `Model.stats()`.
 
-
-def _device_sizes(plan: dict[str, Any]) -> list[tuple[str, int, str]]:
-    """Return what a card's memory has to hold beside what every device holds."""
-    return [
-        ("free on the device", plan["device_free_bytes"], ""),
-        ("  of", plan["device_total_bytes"], ""),
-        ("  activations", plan["activation_bytes"], ""),
-        ("  scratch memory", plan["scratch_bytes"], ""),
-        ("  reserve", plan["reserve_bytes"], ""),
-        ("  left for experts", plan["left_for_experts_bytes"], ""),
-    ]
-
-
-def statistics_text(stats: dict[str, Any]) -> str:
-    """Return what `moe-run --stats` shows, from `Model.stats()`."""
-    lines = [cache_table(stats["cache"])]
+    Args:
+        stats: of the model.
+        with_layers: add a table with a row for each layer.
+        with_load: also say how the model was loaded.
+    """
+    lines = [*_run_lines(stats, with_load), *_cache_lines(stats["cache"])]
+    if stats["batch"] is not None:
+        lines += batch_statistics(stats["batch"])
     if stats["plan"] is not None:
-        lines.append(_plan_line(stats["plan"]))
-    lines += _prediction_lines(stats)
-    return "\n".join(lines)
+        lines.append(("plan", _plan_text(stats["plan"])))
+    lines += _promise_lines(stats)
+    text = "\n".join(_wrapped(label, line) for label, line in lines)
+    if with_layers and stats["cache"]["layers"]:
+        text += "\n\n" + layer_table(stats["cache"])
+    return text
 
 
-def _prediction_lines(stats: dict[str, Any]) -> list[str]:
+def layer_table(cache: dict[str, Any]) -> str:
+    """Return what the cache did layer by layer, from `stats()["cache"]`.
+
+    Columns that are 0 in every layer are left out, and `split` where it is the same everywhere.
+    """
+    layers, total = cache["layers"], cache["total"]
+    slots = sum(layer["slots"] for layer in layers)
+    splits = {layer["split"] for layer in layers}
+    columns: list[tuple[str, ...]] = [
+        ("layer", *(str(layer["layer"]) for layer in layers), "total"),
+        ("slots", *(str(layer["slots"]) for layer in layers), str(slots)),
+    ]
+    if len(splits) > 1:
+        columns.append(("split", *(f"{layer['split']:.2f}" for layer in layers), ""))
+    for title, name in (("hit %", "hits"), ("part %", "top_hits"), ("miss %", "misses")):
+        if total[name] or name == "hits":
+            cells = (as_percent(each[name], each["lookups"]) for each in (*layers, total))
+            columns.append((title, *cells))
+    for title, name in (
+        ("fetched", "prefetch_issued"),
+        ("used", "prefetch_useful"),
+        ("late", "prefetch_late"),
+        ("unused", "prefetch_wasted"),
+    ):
+        if total[name]:
+            columns.append((title, *(_short(each[name]) for each in (*layers, total))))
+    read = [each["demand_bytes"] + each["prefetch_bytes"] for each in (*layers, total)]
+    if any(read):
+        columns.append(("read", *map(as_binary, read)))
+    if total["stalled_s"]:
+        columns.append(("stalled", *(as_seconds(each["stalled_s"]) for each in (*layers, total))))
+    rows = list(zip(*columns, strict=True))
+    wide = aligned(rows)
+    return wide if max(map(len, wide.splitlines())) <= _COLUMNS else aligned(rows, gap=1)
+
+
+def _run_lines(stats: dict[str, Any], with_load: bool) -> list[_Line]:
+    memory, cache = stats["memory"], stats["cache"]
+    lines = [_load_line(stats)] if with_load else []
+    lines.append(
+        (
+            "memory",
+            f"experts {_held(memory, cache)}, resident {as_binary(memory['resident_bytes'])}, "
+            f"KV cache {as_binary(memory['kv_cache_bytes'])}, "
+            f"scratch {as_binary(memory['scratch_bytes'])}",
+        )
+    )
+    if cache["host"] is not None:
+        lines.append(("host", host_text(cache["host"])))
+    if stats["batch"] is not None or not stats["generated_tokens"]:
+        return lines
+    speed = f"prompt {as_rate(stats['prefill_tokens_per_s'])} tok/s"
+    if stats["decode_gb_per_s"] is not None:
+        speed += f"; decoding reads {as_rate(stats['decode_gb_per_s'])} GB/s of memory"
+    return [
+        *lines,
+        ("speed", speed),
+        ("sampling", _sampling_text(stats)),
+        ("logits", f"fingerprint {stats['logits_hash']}"),
+    ]
+
+
+def _load_line(stats: dict[str, Any]) -> _Line:
+    load = stats["load"]
+    return (
+        "load",
+        f"{as_seconds(load['seconds'])} at {as_rate(load['gb_per_s'])} GB/s; "
+        f"{device_text(stats)}, {stats['cpu_kernels']} kernels, "
+        f"{counted(stats['threads'], 'thread')}",
+    )
+
+
+def _held(memory: dict[str, Any], cache: dict[str, Any]) -> str:
+    if cache["state"] != "cached":
+        return as_binary(memory["expert_bytes"])
+    return of_total(memory["expert_bytes"], cache["total_expert_bytes"])
+
+
+def _sampling_text(stats: dict[str, Any]) -> str:
+    """Return the settings that are not neutral; the seed matters only where one is used."""
+    sampling = stats["sampling"] or {}
+    temperature = sampling.get("temperature", 0)
+    parts = [f"temperature {temperature:g}" if temperature else "the likeliest token (greedy)"]
+    neutral = {"top_k": 0, "top_p": 1, "min_p": 0} if temperature else {}
+    for name, value in {**neutral, "repetition_penalty": 1}.items():
+        if sampling.get(name, value) != value:
+            parts.append(f"{name.replace('_', ' ')} {sampling[name]:g}")
+    if temperature:
+        parts.append(f"seed {stats['seed']}")
+    return ", ".join(parts)
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[_Line]:
+    reason = cache["reason"].strip()
+    if reason in _NOTHING_SPECIAL:
+        reason = ""
+    if cache["state"] == "resident":
+        return [("experts", f"all in memory. {reason}".rstrip())]
+    total = cache["total"]
+    lines = [("experts", _state_text(cache))]
+    if total["lookups"]:
+        lines.append(("", _hits_text(total)))
+    lines.append(("", _read_text(cache)))
+    if (ratio := cache["ratio_to_limit"]) is not None:
+        lines.append(("", _limit_text(cache, ratio)))
+    if (window := _window_text(cache["window"])) is not None:
+        lines.append(("", window))
+    if reason:
+        lines.append(("", reason))
+    return lines
+
+
+def _state_text(cache: dict[str, Any]) -> str:
+    policy = cache["policy"]
+    if not cache["cache_active"]:
+        policy += " (switched off)"
+    elif cache["predictive_active"] is False:
+        policy += " (as lcp)"
+    prefetch = cache["prefetch"]
+    if prefetch != "off":
+        prefetch += " (on)" if cache["prefetch_active"] else " (switched off)"
+    parts = [f"policy {policy}", f"prefetch {prefetch}"]
+    splits = {layer["split"] for layer in cache["layers"]}
+    if len(splits) == 1 and splits != {1.0}:
+        parts.append(f"split {splits.pop():.2f}")
+    parts.append(counted(cache["decode_tokens"], "decoded token"))
+    return ", ".join(parts)
+
+
+def _hits_text(total: dict[str, Any]) -> str:
+    lookups = total["lookups"]
+    parts = [f"{as_percent(total['hits'], lookups)} % hits"]
+    if total["top_hits"]:
+        parts.append(f"{as_percent(total['top_hits'], lookups)} % partly cached")
+    parts.append(f"{as_percent(total['misses'], lookups)} % misses")
+    return f"{', '.join(parts)} of {counted(lookups, 'look-up')}"
+
+
+def _read_text(cache: dict[str, Any]) -> str:
+    total = cache["total"]
+    text = f"{as_binary(total['demand_bytes'] + total['prefetch_bytes'])} read"
+    if total["prefetch_bytes"]:
+        text += f" ({as_binary(total['prefetch_bytes'])} of it by prefetch)"
+    if cache["link_gb_per_s"] is not None:
+        text += f" at {as_rate(cache['link_gb_per_s'])} GB/s"
+    if cache["direct_io"] is False:
+        text += " through the page cache"
+    if (compute := cache["compute_s_per_token"]) is not None:
+        stalled = cache["stalled_s_per_token"]
+        text += f"; {as_seconds(compute)} a token to compute, {as_seconds(stalled)} stalled"
+    return text
+
+
+def _limit_text(cache: dict[str, Any], ratio: float) -> str:
+    limit = "disk and memory" if cache["host"] is None else "link and device"
+    percent = round(100 * (ratio - 1))
+    if percent < 1:
+        return f"as fast as {limit} allow"
+    return f"{percent:,} % slower than {limit} allow"
+
+
+def _window_text(window: dict[str, Any] | None) -> str | None:
+    """Return what the last tokens got and could have got, once there are enough of them."""
+    if window is None or window["tokens"] < _MIN_WINDOW_TOKENS:
+        return None
+    live, static, optimal = (
+        f"{100 * window[name]:.1f} %"
+        for name in ("hit_rate", "static_hit_rate", "optimal_hit_rate")
+    )
+    return (
+        f"last {window['tokens']} tokens: {live} hits (whole or partly), {static} with the best "
+        f"fixed set, {optimal} at best"
+    )
+
+
+def _promise_lines(stats: dict[str, Any]) -> list[_Line]:
     """Return what a plan promised beside what was measured; a plan is for one text at a time."""
     promised, total = stats["predicted"], stats["cache"]["total"]
     if promised is None or not total["lookups"] or stats["batch"] is not None:
@@ -97,135 +226,35 @@ def _prediction_lines(stats: dict[str, Any]) -> list[str]:
     rate = stats["decode_tokens_per_s"]
     if "tpot_ms" in promised and rate:
         parts.append(f"{promised['tpot_ms']:.3g} ms a token (measured {1e3 / rate:.3g} ms)")
-    return [f"the plan predicted {' and '.join(parts)}"] if parts else []
+    return [("plan", f"predicted {' and '.join(parts)}")] if parts else []
 
 
-def _plan_line(plan: dict[str, Any]) -> str:
+def _plan_text(plan: dict[str, Any]) -> str:
     """Return what came of plan "auto"."""
     start = "from a stored plan" if plan["started_from"] == "stored" else "without a stored plan"
-    text = f"plan auto, {start}: planned {plan['planned']} times, changed {plan['changed']}"
+    text = f"auto, {start}: planned {plan['planned']} times, changed {plan['changed']}"
     last = plan["last"]
     if last is None:
         return f"{text}; it plans after every {plan['every']:,} tokens of a model that stays loaded"
     return f"{text}; last at token {last['at_token']}: {last['reason']}"
 
 
-def cache_table(cache: dict[str, Any]) -> str:
-    """Return what the cache did, layer by layer and in all, from `stats()["cache"]`."""
-    reason = cache["reason"].strip()
-    if cache["state"] == "resident":
-        return f"expert cache: every expert is in memory. {reason}".rstrip()
-    total_slots = sum(layer["slots"] for layer in cache["layers"])
-    rows = [
-        _HEADER,
-        *(
-            (str(layer["layer"]), str(layer["slots"]), f"{layer['split']:.2f}", *_counts(layer))
-            for layer in cache["layers"]
-        ),
-        ("total", str(total_slots), "", *_counts(cache["total"])),
-    ]
-    lines = [_state_line(cache), _aligned(rows), _time_line(cache), *_window_lines(cache), reason]
-    return "\n".join(lines).rstrip("\n")
+def _short(count: int) -> str:
+    """Return a number of at most five digits, with k, M or G where it needs one."""
+    for unit in ("", "k", "M"):
+        if count < 100_000:
+            return f"{count}{unit}"
+        count = round(count / 1000)
+    return f"{count}G"
 
 
-def _host_rows(host: dict[str, Any] | None, total: int) -> list[tuple[str, int, str]]:
-    """Return the rows of a dry run about experts that the host keeps for a device."""
-    if host is None:
-        return []
-    tiers = (("page-locked", "page_locked"), ("pageable", "pageable"), ("on disk", "disk"))
-    rows = [
-        (f"host: {label}", host[f"{name}_bytes"], _share(host[f"{name}_bytes"], total))
-        for label, name in tiers
-    ]
-    return [*rows, ("host: ring", host["ring_bytes"], "")]
-
-
-def _state_line(cache: dict[str, Any]) -> str:
-    prefetch = "" if cache["prefetch"] == "off" else f" ({_at_work(cache['prefetch_active'])})"
-    at_work = _at_work(cache["cache_active"])
-    if cache["predictive_active"] is False:
-        at_work = "as lcp"
-    parts = [
-        f"expert cache: {cache['policy']} ({at_work})",
-        f"{as_bytes(cache['arena_bytes'])} of {as_bytes(cache['total_expert_bytes'])}",
-        f"prefetch {cache['prefetch']}{prefetch}",
-        f"{cache['decode_tokens']} decoded tokens",
-    ]
-    if cache["direct_io"] is not None:
-        parts.append(f"reads {'bypass' if cache['direct_io'] else 'go through'} the page cache")
-    if cache["host"] is not None:
-        parts.append(f"host: {host_text(cache['host'])}")
-    return ", ".join(parts)
-
-
-def _time_line(cache: dict[str, Any]) -> str:
-    ratio = cache["ratio_to_limit"]
-    parts = [
-        f"link {as_rate(cache['link_gb_per_s'])} GB/s",
-        f"compute {_ms(cache['compute_s_per_token'])} ms/token",
-        f"stalled {_ms(cache['stalled_s_per_token'])} ms/token",
-        f"time per token {'-' if ratio is None else f'{ratio:.2f}'} x the limit",
-    ]
-    return ", ".join(parts)
-
-
-def _window_lines(cache: dict[str, Any]) -> list[str]:
-    """Return what the last tokens got and could have got, once they say something."""
-    window = cache["window"]
-    if window is None or window["tokens"] < _MIN_WINDOW_TOKENS:
-        return []
-    live, static, optimal = (
-        f"{100 * window[name]:.1f} %"
-        for name in ("hit_rate", "static_hit_rate", "optimal_hit_rate")
+def _wrapped(label: str, text: str) -> str:
+    """Return lines that begin under the label; a number stays with its unit."""
+    lines = textwrap.fill(
+        re.sub(r"(?<=[\d-]) (?=\S)", "\xa0", text),
+        width=_COLUMNS,
+        initial_indent=label.ljust(_LABEL_COLUMNS),
+        subsequent_indent=" " * _LABEL_COLUMNS,
+        break_on_hyphens=False,
     )
-    return [
-        f"last {window['tokens']} tokens: hit rate {live} (whole or top), best fixed set {static}, "
-        f"best possible {optimal}"
-    ]
-
-
-def _counts(counters: dict[str, Any]) -> tuple[str, ...]:
-    lookups = counters["lookups"]
-    return (
-        str(lookups),
-        as_percent(counters["hits"], lookups),
-        as_percent(counters["top_hits"], lookups),
-        as_percent(counters["misses"], lookups),
-        str(counters["prefetch_issued"]),
-        str(counters["prefetch_useful"]),
-        str(counters["prefetch_late"]),
-        str(counters["prefetch_wasted"]),
-        as_bytes(counters["demand_bytes"]),
-        as_bytes(counters["prefetch_bytes"]),
-        as_seconds(counters["stalled_s"]),
-    )
-
-
-def _layer_ranges(layers: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a header and one row for each run of layers with the same slots and split."""
-    rows: list[tuple[str, ...]] = [("layers", "with experts", "slots", "split")]
-    for (slots, split), run in groupby(layers, lambda layer: (layer["slots"], layer["split"])):
-        numbers = [layer["layer"] for layer in run]
-        label = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        rows.append((label, str(len(numbers)), str(slots), f"{split:.2f}"))
-    return rows
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"  {as_percent(part, whole)} % of the experts" if whole else ""
-
-
-def _at_work(active: bool) -> str:
-    return "at work" if active else "not at work"
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
+    return lines.replace("\xa0", " ")

@@ -7,12 +7,14 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_MOST_INT = 2**63 - 1
 
 
 class GroupedOption(click.Option):
@@ -23,8 +25,14 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after which the tool has already said what it has to say."""
+
+
 class FiniteFloat(click.FloatRange):
     """A range of floats that nan and inf are not in."""
+
+    name = "number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -71,6 +79,19 @@ class ToolCommand(click.Command):
             with formatter.section(group):
                 formatter.write_dl(records)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and refuse whole numbers of more than 64 bits, which no library below takes."""
+        rest = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            if isinstance(param.type, click.IntRange) and param.type.max is not None:
+                continue
+            for number in _numbers(ctx.params.get(param.name or "")):
+                if abs(number) > _MOST_INT:
+                    raise click.BadParameter(
+                        f"{str(number)[:40]} has more than 64 bits.", ctx=ctx, param=param
+                    )
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn every exception into a message and an exit code."""
         name = ctx.command_path or "moerun"
@@ -80,24 +101,47 @@ class ToolCommand(click.Command):
             return result
         except (click.exceptions.Exit, click.ClickException, SystemExit):
             raise
+        except Interrupted:
+            _exit_quietly(130)
         except KeyboardInterrupt:
             click.echo(err=True)
             _exit_quietly(130)
         except BrokenPipeError:
             _exit_quietly(0)
         except Exception as error:
+            if _comes_of_interrupt(error):
+                click.echo(err=True)
+                _exit_quietly(130)
             show_error(name, error)
             _exit_quietly(1)
 
 
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the whole numbers that an option was given."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _numbers(each)
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C made a library fail, which then raised an error of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def show_error(name: str, error: Exception) -> None:
     """Write what failed to standard error, as one paragraph."""
+    from moerun.boundary import translated
     from moerun.errors import MoerunError
 
-    if isinstance(error, MoerunError | OSError):
-        text = str(error)
-    elif isinstance(error, MemoryError):
-        text = "not enough memory"
+    known = error if isinstance(error, MoerunError) else translated(error)
+    if known is not None:
+        text = str(known)
     else:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (

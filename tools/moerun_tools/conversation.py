@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from moerun import Model
 from moerun.chat import Message
-from moerun.errors import InvalidArgumentError, MissingFileError
+from moerun.errors import MissingFileError
+from moerun_tools.prompt_model import PromptModel
 
 
 class Conversation:
@@ -14,9 +14,9 @@ class Conversation:
     each prompt stands alone.
     """
 
-    def __init__(self, model: Model, chat: bool, system: str | None = None) -> None:
-        self._tokenizer = model.tokenizer
-        self._template = self._tokenizer.chat_template if chat else None
+    def __init__(self, model: PromptModel, chat: bool, system: str | None = None) -> None:
+        self._model = model
+        self._template = model.tokenizer.chat_template if chat else None
         self._messages: list[Message] = []
         if chat and self._template is None:
             raise MissingFileError(
@@ -29,23 +29,23 @@ class Conversation:
     def ask(self, text: str) -> list[int]:
         """Return the tokens of the prompt that ends with what the user says."""
         if self._template is None:
-            token_ids = self._tokenizer.encode(text)
-        else:
-            self._messages.append({"role": "user", "content": text})
-            try:
-                rendered = self._template.render(self._messages)
-            except Exception:
-                self.forget()
-                raise
-            token_ids = self._tokenizer.encode(rendered, add_special_tokens=False)
-        if not token_ids:
-            raise InvalidArgumentError("the prompt is empty: the tokenizer makes no tokens of it")
-        return token_ids
+            return self._model.encode(text, add_special_tokens=True)
+        self._messages.append({"role": "user", "content": text})
+        try:
+            rendered = self._template.render(self._messages)
+            return self._model.encode(rendered, add_special_tokens=False)
+        except Exception:
+            self.forget()
+            raise
 
     def remember(self, answer: str) -> None:
         """Add what the model answered to the conversation, special tokens inside it too."""
         if self._template is not None:
             self._messages.append({"role": "assistant", "content": answer})
+
+    def clear(self) -> None:
+        """Begin anew, with the system message alone."""
+        self._messages = [each for each in self._messages if each["role"] == "system"]
 
     def forget(self) -> None:
         """Take back the last `ask`, which got no answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,9 +34,10 @@ def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostMo
     from moerun.errors import FileError, FormatError, InvalidArgumentError
     from moerun.identity import ModelIdentity
     from moerun.planning import CostModel, machine_name
+    from moerun.user_files import user_path
 
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
+        text = user_path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise FormatError(f"{name} is not a cost model: it is not text") from None
     except OSError as error:

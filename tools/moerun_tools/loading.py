@@ -23,8 +23,9 @@ def load_model(directory: Path, quiet: bool, **options: Any) -> Model:
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(
         desc="loading",
-        unit="B",
+        unit="iB",
         unit_scale=True,
+        unit_divisor=1024,
         delay=0 if is_terminal else 1,
         mininterval=0.1 if is_terminal else 5,
         leave=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,6 +92,7 @@ def calibrate_command(
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun.planning import calibrate, forget_costs, store_costs
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
@@ -101,7 +101,7 @@ def calibrate_command(
         count = forget_costs(model)
         text = f"{count} measurement{'' if count == 1 else 's'} removed\n"
         return write_out(json_line({"removed": count}) if as_json else text)
-    target = None if output is None else Path(output).expanduser()
+    target = None if output is None else user_path(output)
     if target is not None:
         check_target(target, [])
     load = os.getloadavg()[0]

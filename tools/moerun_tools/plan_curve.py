@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,18 +67,19 @@ def curve_command(
 ) -> None:
     """Plan for budgets from the smallest to every expert, and find where more stops to pay."""
     given = GivenCosts(**costs)
-    target = None if output is None else Path(output).expanduser()
-    kind = "" if target is None else target.suffix.lower().removeprefix(".")
-    if target is not None and kind not in ("png", "svg"):
+    kind = "" if output is None else os.path.splitext(output)[1].lower().removeprefix(".")
+    if output is not None and kind not in ("png", "svg"):
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun import Trace
     from moerun.planning import Geometry, budget_curve, layer_curves
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
+    target = None if output is None else user_path(output)
     geometry = Geometry.of_model(model, device, pack)
     cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     with Trace.open(trace) as opened:

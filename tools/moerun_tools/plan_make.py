@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,17 +87,20 @@ def make_command(
     from moerun.errors import InvalidArgumentError
     from moerun.planning import Geometry
     from moerun.planning.search import CHOICES
+    from moerun.sizes import size_text
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
-    target = Path(output).expanduser()
+    target = user_path(output)
     geometry = Geometry.of_model(model, device, pack)
     size = budget_bytes(budget, geometry, model)
     if size >= geometry.total_bytes:
         raise InvalidArgumentError(
-            f"every expert fits in {budget} (they are {geometry.total_bytes} bytes): no plan is "
-            f"needed, run with --expert-budget {budget}"
+            f"every expert fits in {budget} (they take "
+            f"{size_text(geometry.total_bytes, 'up')}): no plan is needed, run with "
+            f"--expert-budget {budget}"
         )
     cost_model = given.find(model, device, pack, len(geometry.moe_layers))
     policies = CHOICES if policy == "auto" else (policy,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,18 +92,19 @@ def eval_command(
     quiet: bool,
 ) -> None:
     """Say how many of the experts that tokens of TRACEs used PREDICTOR had named."""
-    target = None if output is None else Path(output).expanduser()
-    kind = "" if target is None else target.suffix.lower().removeprefix(".")
-    if target is not None and kind not in ("png", "svg"):
+    kind = "" if output is None else os.path.splitext(output)[1].lower().removeprefix(".")
+    if output is not None and kind not in ("png", "svg"):
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
 
     # Imported here, so that --help and wrong usage answer at once.
     from moerun.predictor import PathPredictor, evaluate
     from moerun.predictor.sequences import opened_traces
+    from moerun.user_files import user_path
     from moerun.whole_file import replace_file
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
+    target = None if output is None else user_path(output)
     opened = opened_traces(traces)
     if target is not None:
         inputs: list[str | os.PathLike[str]] = [predictor]

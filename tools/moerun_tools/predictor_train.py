@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,11 +148,12 @@ def train_command(
     from moerun.identity import ModelIdentity
     from moerun.predictor import default_shape, train
     from moerun.predictor.sequences import opened_traces
+    from moerun.user_files import user_path
     from moerun_tools.output_file import check_target
     from moerun_tools.report import json_line
 
     opened = opened_traces(traces)
-    check_target(Path(output).expanduser(), [file for each in opened for file in each.files])
+    check_target(user_path(output), [file for each in opened for file in each.files])
     outputs = len(opened[0].moe_layers) * opened[0].num_experts
     shape = default_shape(ModelIdentity(model).vocab_size, outputs, **sizes)
     with _Bar(quiet) as bar:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import click
 
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.user_files import decoded, read_bounded
+from moerun_tools.units import as_binary
 
-# Used when there is no prompt and nobody pipes one in. The shipped model knows how this goes on.
+# More text than any context holds; a tokenizer would take many times as much memory.
+_MOST_BYTES = 256 << 20
+
+# The prompt at a terminal where none is given. The shipped model knows how this goes on.
 BUILT_IN_PROMPT = """\
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -22,22 +26,29 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
 
     At a terminal nothing is waited for: the built-in prompt is taken.
 
+    A byte order mark at its beginning is left out.
+
     Raises:
-        FileError: the file cannot be read.
-        FormatError: the prompt is not UTF-8.
+        MissingFileError, FileError: the file cannot be read, or is no regular file.
+        FormatError: the prompt is not UTF-8, or larger than any context.
         InvalidArgumentError: the prompt is empty.
     """
     if prompt is not None:
         text, where = checked_text(prompt, "PROMPT"), "PROMPT"
     elif file is not None and file != "-":
-        text, where = decode_text(_read_file(Path(file)), file), file
+        text, where = decoded(_read_file(file), file), file
     elif sys.stdin is None:
         raise FileError("there is no prompt: standard input is closed")
     elif file is None and sys.stdin.isatty():
         text, where = BUILT_IN_PROMPT, "the built-in prompt"
     else:
         where = "standard input"
-        text = decode_text(sys.stdin.buffer.read(), where)
+        data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise FormatError(
+                f"standard input has more than {as_binary(_MOST_BYTES)}, which fits in no context"
+            )
+        text = decoded(data, where)
     if not text:
         raise InvalidArgumentError(f"the prompt is empty: {where} holds no text")
     return text
@@ -75,10 +86,11 @@ def decode_text(data: bytes, where: str) -> str:
         ) from None
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(name: str) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise MissingFileError(f"the prompt file {path} does not exist") from None
-    except OSError as error:
-        raise FileError(f"the prompt file {path} cannot be read: {error.strerror}") from None
+        return read_bounded(name, _MOST_BYTES)
+    except MissingFileError:
+        raise MissingFileError(f"the prompt file {name} does not exist") from None
+    except FileError as error:
+        hint = "; pipe it in, with -f - or without -f" if "a pipe" in str(error) else ""
+        raise FileError(f"the prompt file {error}{hint}") from None

@@ -1,113 +1,118 @@
-"""How the statistics of a run are written."""
+"""The closing lines of moe-run, and its JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from moerun_tools.units import as_bytes, as_rate, as_seconds
+from moerun_tools.units import as_binary, as_rate, as_seconds, counted, of_total
+
+# What a user who asked for no GPU and has none does not need to read.
+_NO_CARD = ("no NVIDIA driver is installed", "this build has no CUDA part")
 
 
-def speed_line(stats: dict[str, Any]) -> str:
-    """Return one line: how fast the model was loaded, and how fast it read and wrote."""
-    load = stats["load"]
-    parts = [
-        f"load {as_seconds(load['seconds'])} ({as_rate(load['gb_per_s'])} GB/s) "
-        f"on {stats['device']} ({stats['device_reason']})",
-        f"TTFT {as_seconds(stats['ttft_s'])}",
-        f"prefill {as_rate(stats['prefill_tokens_per_s'])} tok/s ({stats['prompt_tokens']} tokens)",
-        f"decode {as_rate(stats['decode_tokens_per_s'])} tok/s "
-        f"({stats['generated_tokens']} tokens, {as_rate(stats['decode_gb_per_s'])} GB/s)",
-    ]
-    return ", ".join(parts)
+def closing_line(stats: dict[str, Any], interrupted: bool = False) -> str:
+    """Return the one line that follows a text: how much was written, and how fast."""
+    written = counted(stats["generated_tokens"] or 0, "token")
+    if (rate := stats["decode_tokens_per_s"]) is not None:
+        written += f", {_speed(rate)} tok/s"
+    parts = [f"interrupted: {written}" if interrupted else written]
+    if stats["prompt_tokens"] is not None:
+        prompt = f"prompt {counted(stats['prompt_tokens'], 'token')}"
+        if stats["ttft_s"] is not None:
+            prompt += f", first token after {as_seconds(stats['ttft_s'])}"
+        parts.append(prompt)
+    where = "" if stats["device"] == "cpu" else f" ({stats['device']})"
+    return "; ".join(parts) + where
 
 
-def batch_lines(stats: dict[str, Any], texts: int, failed: int, before: int) -> list[str]:
-    """Return the closing lines of a batch: how many texts, how fast, and what a step takes.
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def device_text(stats: dict[str, Any]) -> str:
+    """Return where a model runs, with the reason where one is worth knowing."""
+    reason = stats["device_reason"]
+    if stats["device"] == "cpu" and any(each in reason for each in _NO_CARD):
+        return "cpu"
+    return f"{stats['device']} ({reason})"
+
+
+def batch_lines(
+    stats: dict[str, Any], texts: int, failed: int, before: int, interrupted: bool = False
+) -> list[str]:
+    """Return the closing line of a batch, and a line on what its cache did where there is one.
 
     Args:
         stats: of the model.
         texts: lines of the file.
         failed: of these.
         before: lines that another run has done.
+        interrupted: the run did not end by itself.
     """
-    batch = stats["batch"]
-    done = f"{texts} lines, {failed} failed" if failed else f"{texts} texts"
+    done = f"{counted(texts, 'line')}, {failed} failed" if failed else counted(texts, "text")
     if before:
         done += f" ({before} of them before)"
+    if interrupted:
+        done = f"interrupted: {done}"
+    batch = stats["batch"]
     if batch is None:
         return [done]
-    tokens, per_step = batch["generated_tokens"], batch["tokens_per_step"]
-    seconds = batch["prefill_s"] + batch["decode_s"]
-    parts = [
-        f"{done}, {tokens} tokens in {as_seconds(seconds)}",
-        f"prefill {as_rate(batch['prefill_tokens_per_s'])} tok/s ({batch['prompt_tokens']} tokens)",
-        f"decode {as_rate(batch['decode_tokens_per_s'])} tok/s ({batch['steps']} steps of "
-        f"{'-' if per_step is None else f'{per_step:.1f}'} tokens)",
-    ]
-    kv = batch["kv_cache"]
-    step = [f"KV cache {as_bytes(kv['peak_bytes'])} of {as_bytes(kv['budget_bytes'])}"]
-    if batch["active_experts"] is not None:
-        step.insert(0, f"{batch['active_experts']:.1f} active experts a layer and step")
+    tokens, seconds = batch["generated_tokens"], batch["prefill_s"] + batch["decode_s"]
+    written = f"{counted(tokens, 'token')} in {as_seconds(seconds)}"
+    if (rate := batch["decode_tokens_per_s"]) is not None:
+        written += f", {_speed(rate)} tok/s"
+    lines = [f"{done}: {written}; prompts {counted(batch['prompt_tokens'], 'token')}"]
     if batch["hit_rate"] is not None:
-        hits = f"{100 * batch['hit_rate']:.1f} % hits"
+        hits = f"experts: {100 * batch['hit_rate']:.1f} % hits"
         if batch["ready_rate"] > batch["hit_rate"]:
-            hits += f" ({100 * batch['ready_rate']:.1f} % with what was read ahead in time)"
-        step.append(hits)
-        step.append(f"{as_bytes(batch['bytes_per_token'])} read a token")
-    lines = [", ".join(parts), ", ".join(step)]
+            hits += f", {100 * batch['ready_rate']:.1f} % with prefetches in time"
+        lines.append(f"{hits}; {as_binary(batch['bytes_per_token'])} read a token")
+    return lines
+
+
+def batch_statistics(batch: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return labelled lines on a batch for --stats, from `stats()["batch"]`."""
+    kv, per_step = batch["kv_cache"], batch["tokens_per_step"]
+    size = "-" if per_step is None else f"{per_step:.1f}"
+    step = f"{counted(batch['steps'], 'step')} of {size} tokens"
+    if batch["active_experts"] is not None:
+        step += f", {batch['active_experts']:.1f} active experts a layer and step"
+    rate = as_rate(batch["prefill_tokens_per_s"])
+    lines = [
+        ("batch", f"{step}; prompts {rate} tok/s"),
+        ("KV cache", f"{of_total(kv['peak_bytes'], kv['budget_bytes'])} used"),
+    ]
     if (schedule := batch["schedule"]) is not None and schedule["rounds"]:
-        lines.append(schedule_line(schedule))
+        lines.append(("schedule", schedule_line(schedule)))
     if (prediction := batch["prediction"]) is not None and prediction["ms"] is not None:
-        lines.append(
-            f"experts predicted {prediction['predictions']} times, {prediction['ms']:.2g} ms each, "
-            f"of which steps waited for {prediction['waited_ms'] or 0:.2g}"
-        )
+        text = f"{counted(prediction['predictions'], 'prediction')}, {prediction['ms']:.2g} ms each"
+        waited = prediction["waited_ms"] or 0
+        lines.append(("predictor", f"{text}; decoding waited {waited:.2g} ms for each"))
     return lines
 
 
 def schedule_line(schedule: dict[str, Any]) -> str:
     """Return what scheduling did, from `stats()["batch"]["schedule"]`."""
-    text = f"scheduled {schedule['scheduled_rounds']} of {schedule['rounds']} rounds of two batches"
+    text = f"{schedule['scheduled_rounds']} of {schedule['rounds']} rounds of two batches scheduled"
     if schedule["predicted_in_order"]:
         saved = 1 - schedule["predicted_experts"] / schedule["predicted_in_order"]
         text += f": {100 * saved:.1f} % fewer experts predicted than in order of arrival"
         if schedule["split_ms"] is not None:
             text += f", {schedule['split_ms']:.1f} ms to divide each"
     if schedule["token_ms_on"] is not None:
-        outcome = "stays on" if schedule["active"] else "is switched off"
-        text += (
-            f"; measured {schedule['token_ms_on']:.3g} ms a token with it and "
-            f"{schedule['token_ms_off']:.3g} ms without: it {outcome}"
-        )
+        outcome = "stays on" if schedule["active"] else "is now off"
+        times = f"{schedule['token_ms_on']:.3g} ms a token with it"
+        text += f"; {times}, {schedule['token_ms_off']:.3g} ms without: it {outcome}"
     return text
-
-
-def memory_line(stats: dict[str, Any]) -> str:
-    """Return one line: where the run took place, what it held in memory, what made it unique."""
-    memory = stats["memory"]
-    experts = as_bytes(memory["expert_bytes"])
-    if stats["cache"]["state"] == "cached":
-        experts += f" of {as_bytes(stats['cache']['total_expert_bytes'])}"
-    if (host := stats["cache"]["host"]) is not None:
-        experts += f" (host: {host_text(host)})"
-    parts = [
-        f"{stats['device']} memory: experts {experts}",
-        f"resident {as_bytes(memory['resident_bytes'])}",
-        f"KV cache {as_bytes(memory['kv_cache_bytes'])}",
-        f"scratch {as_bytes(memory['scratch_bytes'])}; {stats['cpu_kernels']} kernels",
-        f"{stats['threads']} threads",
-        f"seed {stats['seed']}",
-        f"logits {stats['logits_hash']}",
-    ]
-    return ", ".join(parts)
 
 
 def host_text(host: dict[str, Any]) -> str:
     """Return where the host keeps experts for a device, from `stats()["cache"]["host"]`."""
     parts = [
-        f"{as_bytes(host[name])} {label}"
+        f"{as_binary(host[name])} {label}"
         for name, label in (
             ("page_locked_bytes", "page-locked"),
             ("pageable_bytes", "pageable"),
@@ -116,8 +121,19 @@ def host_text(host: dict[str, Any]) -> str:
         if host[name] or name == "page_locked_bytes"
     ]
     if host["ring_bytes"]:
-        parts.append(f"ring {as_bytes(host['ring_bytes'])}")
+        parts.append(f"ring {as_binary(host['ring_bytes'])}")
     return ", ".join(parts)
+
+
+def aligned(rows: Sequence[tuple[str, ...]], gap: int = 2) -> str:
+    """Return a table of columns that end at the same place, `gap` spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        (" " * gap)
+        .join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        .rstrip()
+        for row in rows
+    )
 
 
 def json_object(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from moerun_tools.cache_options import cache_arguments, cache_options
-from moerun_tools.command import FiniteFloat, GroupedOption, ToolCommand, version_option
+from moerun_tools.command import GroupedOption, ToolCommand, version_option
 from moerun_tools.device_options import DeviceName, check_cpu_kernels
+from moerun_tools.run_options import check_usage, generation_options
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_MAX_NEW_TOKENS = 128  # where neither the command line nor the model says
 
 _EPILOG = """\b
 Examples:
@@ -161,76 +163,23 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
 )
 @_option("Batch", "--resume", is_flag=True, help="Go on where another run ended, if one did.")
 @_option("Batch", "--overwrite", is_flag=True, help="Replace results that are there.")
-@_option(
-    "Generation",
-    "-n",
-    "--max-new-tokens",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=128,
-    help="Most tokens to generate.",
-)
-@_option(
-    "Generation",
-    "--temperature",
-    metavar="X",
-    type=FiniteFloat(min=0),
-    default=0.0,
-    help="Above 0, sample instead of taking the likeliest token.",
-)
-@_option(
-    "Generation",
-    "--top-k",
-    metavar="K",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Sample among the k likeliest tokens; 0 for all.",
-)
-@_option(
-    "Generation",
-    "--top-p",
-    metavar="P",
-    type=FiniteFloat(min=0, max=1, min_open=True),
-    default=1.0,
-    help="Sample among the likeliest tokens that together have this probability.",
-)
-@_option(
-    "Generation",
-    "--min-p",
-    metavar="P",
-    type=FiniteFloat(min=0, max=1),
-    default=0.0,
-    help="Leave out tokens less likely than this share of the likeliest one.",
-)
-@_option(
-    "Generation",
-    "--repetition-penalty",
-    metavar="X",
-    type=FiniteFloat(min=0, min_open=True),
-    default=1.0,
-    help="Above 1, tokens that are already there become less likely.",
-)
-@_option(
-    "Generation",
-    "--seed",
-    type=click.IntRange(min=0, max=2**64 - 1),
-    show_default="a random one, which is reported",
-    metavar="N",
-    help="Same seed, same text.",
-)
-@_option(
-    "Generation",
-    "--stop",
-    metavar="TEXT",
-    multiple=True,
-    help="End when this text has been written; may be given more than once.",
-)
-@_option("Generation", "--ignore-eos", is_flag=True, help="Go on when the model ends its text.")
+@generation_options
 @_option(
     "Output", "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
-@_option("Output", "--stats", is_flag=True, help="Print at the end what the expert cache did.")
-@_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing lines.")
+@_option(
+    "Output",
+    "--stats",
+    is_flag=True,
+    help="At the end, also print times, memory, sampling and what the expert cache did.",
+)
+@_option(
+    "Output",
+    "--layer-stats",
+    is_flag=True,
+    help="As --stats, with a table of the layers.",
+)
+@_option("Output", "-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
 @version_option("moe-run")
 def main(
     prompt: str | None,
@@ -264,6 +213,7 @@ def main(
     overwrite: bool,
     as_json: bool,
     stats: bool,
+    layer_stats: bool,
     quiet: bool,
     **generation: Any,
 ) -> None:
@@ -272,38 +222,11 @@ def main(
     Without PROMPT and without --file, the prompt is read from standard input; at a terminal, a
     built-in one is used. The text goes to standard output, everything else to standard error.
     """
-    if prompt is not None and file is not None:
-        raise click.UsageError("PROMPT and --file exclude each other.")
-    if system is not None and not chat:
-        raise click.UsageError("--system needs --chat.")
-    if interactive and as_json:
-        raise click.UsageError("--interactive and --json exclude each other.")
-    if stats and as_json:
-        raise click.UsageError("--stats and --json exclude each other: JSON holds the statistics.")
-    if save_plan == "":
-        raise click.UsageError("--save-plan needs a name that is not empty.")
-    if any(not text for text in generation["stop"]):
-        raise click.UsageError("--stop needs a text that is not empty.")
-
-    if batch is not None and (prompt is not None or file is not None or interactive):
-        raise click.UsageError("--batch takes the place of PROMPT, --file and --interactive.")
-    if batch is None and not all(
-        each is None for each in (output, batch_size, kv_budget, predictor, schedule)
-    ):
-        raise click.UsageError(
-            "--output, --batch-size, --kv-budget, --predictor and --schedule need --batch."
-        )
-    if schedule in ("on", "auto") and predictor is None:
-        raise click.UsageError("--schedule needs --predictor.")
-    if batch is not None and (dry_run or remove_pack):
-        raise click.UsageError("--batch excludes --dry-run and --remove-pack.")
-    if (resume or overwrite) and output in (None, "-"):
-        raise click.UsageError("--resume and --overwrite need --output.")
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other.")
-    if batch is not None and as_json and output in (None, "-"):
-        raise click.UsageError("--batch with --json needs --output, for standard output has both.")
-
+    check_usage(
+        prompt, file, interactive, chat, system, save_plan, dry_run, remove_pack, batch, output,
+        batch_size, kv_budget, predictor, schedule, resume, overwrite, as_json,
+        stats or layer_stats, generation["stop"],
+    )  # fmt: skip
     if predictor is not None and all(each is None for each in (policy, split, plan)):
         policy = "predictive"
 
@@ -316,12 +239,16 @@ def main(
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of a download
 
     # Imported here, so that --help and wrong usage answer at once.
+    from moerun.generation_defaults import GenerationDefaults
     from moerun.hub import resolve_model
+    from moerun.user_files import user_path
+    from moerun_tools.closing import Closing
     from moerun_tools.conversation import Conversation
-    from moerun_tools.interactive import converse
+    from moerun_tools.interactive import Dialogue
     from moerun_tools.loading import load_model
     from moerun_tools.output_file import check_target
     from moerun_tools.prompt import checked_text, read_prompt
+    from moerun_tools.prompt_model import PromptModel
     from moerun_tools.run_once import remove_pack as run_remove_pack
     from moerun_tools.run_once import run_once, show_dry_run, store_plan
 
@@ -332,11 +259,20 @@ def main(
         show_dry_run(resolve_model(model), as_json, **machine, **cache)
         return
     system = None if system is None else checked_text(system, "--system")
-    generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]]
+    generation["stop"] = [checked_text(text, "--stop") for text in generation["stop"]] or None
     text = read_prompt(prompt, file) if prompt is not None or file is not None else None
     directory = resolve_model(model)  # before standard input, which may take long to end
+    prompt_model = PromptModel.of(directory, context_length)
+    conversation = Conversation(prompt_model, chat, system)
+    defaults = GenerationDefaults.of_model(directory)
+    if not quiet:
+        for note in defaults.notes:
+            click.echo(f"note: {note}", err=True)
+    generation = defaults.merged(generation)
+    generation["max_new_tokens"] = generation["max_new_tokens"] or _MAX_NEW_TOKENS
     if text is None and not interactive and batch is None:
         text = read_prompt(None, None)
+    token_ids = conversation.ask(text) if text is not None and not interactive else []
     job = None
     if batch is not None:
         from moerun_tools.batch_run import BatchJob
@@ -357,9 +293,10 @@ def main(
             context_length=context_length,
             generation=generation,
         )
-    saved = None if save_plan is None else Path(save_plan).expanduser()
+    saved = None if save_plan is None else user_path(save_plan)
     if saved is not None:
         check_target(saved, [])
+    closing = Closing(quiet, stats, layer_stats)
     with load_model(
         directory,
         quiet,
@@ -369,14 +306,12 @@ def main(
     ) as loaded:
         failed = 0
         if job is not None:
-            failed = job.run(loaded, as_json=as_json, quiet=quiet, show_stats=stats)
+            failed = job.run(loaded, prompt_model, as_json=as_json, closing=closing)
         elif interactive:
-            conversation = Conversation(loaded, chat, system)
-            converse(loaded, conversation, text, quiet, stats, "moe-run", **generation)
+            Dialogue(loaded, conversation, closing, "moe-run", generation).run(text)
         else:
-            assert text is not None
-            conversation = Conversation(loaded, chat, system)
-            run_once(loaded, conversation, text, not chat, as_json, quiet, stats, generation)
+            echo = "" if chat or text is None else text
+            run_once(loaded, token_ids, echo, as_json, closing, generation)
         if saved is not None:
             loaded.save_plan(saved)
         if plan == "auto":

@@ -1,4 +1,4 @@
-"""What moe-run does of which there is one a call: one answer, a dry run, the care of files."""
+"""One-shot modes of moe-run: one answer, a dry run, removal of record files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from moerun_tools.command import write_out
+from moerun_tools.command import Interrupted, write_out
 
 
 def store_plan(model: Any) -> None:
-    """Keep the plan for the next run; what goes wrong is said, for the text is there."""
+    """Keep the plan for the next run; a failure is a warning, for the text is there."""
     from moerun.errors import MoerunError
 
     if model.stats()["cache"]["state"] == "resident":
@@ -25,17 +25,17 @@ def remove_pack(directory: Any) -> None:
     """Remove the record files of a model and say what that freed."""
     from moerun import pack_folder
     from moerun import remove_pack as remove
-    from moerun_tools.units import as_bytes
+    from moerun_tools.units import as_binary
 
     freed = remove(directory)
-    found = f"removed {as_bytes(freed)}" if freed else "no record file of this model"
+    found = f"removed {as_binary(freed)}" if freed else "no record file of this model"
     click.echo(f"{found} in {pack_folder()}")
 
 
 def show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:
     """Print what each tier would hold: a table, or one JSON object."""
     from moerun import dry_run
-    from moerun_tools.cache_report import dry_run_table
+    from moerun_tools.dry_run_report import dry_run_table
     from moerun_tools.report import json_line
 
     plan = dry_run(directory, **options)
@@ -44,33 +44,33 @@ def show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:
 
 def run_once(
     model: Any,
-    conversation: Any,
-    text: str,
-    echo: bool,
+    prompt_token_ids: list[int],
+    echo: str,
     as_json: bool,
-    quiet: bool,
-    show_stats: bool,
+    closing: Any,
     generation: dict[str, Any],
 ) -> None:
-    """Answer one prompt: text as it is made, or one JSON object at the end."""
-    from moerun_tools.answer import Answer
-    from moerun_tools.cache_report import statistics_text
-    from moerun_tools.report import json_object, memory_line, speed_line
+    """Answer one prompt: `echo` and then text as it is made, or one JSON object at the end.
 
-    prompt_token_ids = conversation.ask(text)
+    Raises:
+        Interrupted: Ctrl-C ended the text; the closing line has been written.
+    """
+    from moerun_tools.answer import Answer
+    from moerun_tools.report import json_object
+
     answer = Answer(model, prompt_token_ids, **generation)
+    try:
+        if not as_json:
+            write_out(echo)
+        for piece in answer:
+            if not as_json:
+                write_out(piece)
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        closing.after_text(model.stats(), interrupted=True)
+        raise Interrupted from None
     if as_json:
-        for _ in answer:
-            pass
         write_out(json_object(answer.text, answer.token_ids, prompt_token_ids, model.stats()))
         return
-    if echo:
-        write_out(text)
-    for piece in answer:
-        write_out(piece)
     write_out("\n")
-    if not quiet:
-        click.echo(speed_line(model.stats()), err=True)
-        click.echo(memory_line(model.stats()), err=True)
-    if show_stats:
-        click.echo(statistics_text(model.stats()), err=True)
+    closing.after_text(model.stats())

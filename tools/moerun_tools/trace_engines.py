@@ -12,6 +12,7 @@ from typing import Any
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
 from moerun.hub import resolve_model
 from moerun.recording import Engine, NativeEngine, load_transformers
+from moerun.user_files import user_path
 from moerun_tools.cache_options import cache_arguments
 from moerun_tools.loading import load_model
 from moerun_tools.trace_options import CACHE_OPTIONS
@@ -54,7 +55,7 @@ def open_engine(
         with contextlib.closing(loaded):
             yield loaded
         return
-    if model is not None and os.path.isfile(os.path.expanduser(model)):
+    if model is not None and user_path(model).is_file():
         raise InvalidArgumentError(
             f"{model} is a file, not the directory of a model; for a configuration alone add "
             "--engine transformers --random-init"
@@ -85,7 +86,7 @@ def open_engine(
                 "--cache-events: every expert is in memory, so there is nothing to record; give a "
                 "smaller --expert-budget"
             )
-        is_repository = model is not None and not os.path.isdir(os.path.expanduser(model))
+        is_repository = model is not None and not user_path(model).is_dir()
         yield NativeEngine(native, str(model) if is_repository else directory.resolve().name)
 
 

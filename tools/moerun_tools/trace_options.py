@@ -48,10 +48,10 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail(f"{value!r} is not a size such as 256MiB, 1GB or 1000000.", param, ctx)
         unit = match[2] or ""
         power = " KMGT".index(unit[0].upper()) if unit else 0
-        size = int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+        size = float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power
         if not 1 <= size < 2**62:
             self.fail(f"{value!r} is not a size that a file can have.", param, ctx)
-        return size
+        return int(size)
 
 
 class Progress:

@@ -7,7 +7,9 @@ def as_seconds(seconds: float | None) -> str:
     """Return a time in milliseconds or seconds."""
     if seconds is None:
         return "-"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    if seconds >= 1:
+        return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2g} ms"
 
 
 def as_rate(rate: float | None) -> str:
@@ -15,16 +17,6 @@ def as_rate(rate: float | None) -> str:
     if rate is None:
         return "-"
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.2f}"
-
-
-def as_bytes(count: int) -> str:
-    """Return a number of bytes in decimal units."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def as_percent(part: float, whole: float) -> str:
@@ -47,3 +39,11 @@ def as_binary(count: float | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 1000 else f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def of_total(part: int, total: int) -> str:
+    """Return "4.5 of 18 MiB", or both units where they differ."""
+    small, large = as_binary(part), as_binary(total)
+    if small.split()[1] == large.split()[1]:
+        small = small.split()[0]
+    return f"{small} of {large}"

@@ -4,6 +4,7 @@ Every function takes a `moerun.Trace`, reads it file by file, and returns a pola
 docs/metrics.md for the definitions and their sources.
 """
 
+from moerun.boundary import guard
 from moerun.metrics.cache_hits import hit_rate
 from moerun.metrics.chance import independent_srp
 from moerun.metrics.chance_hits import chance_hit_rate
@@ -25,3 +26,5 @@ __all__ = [
     "srp",
     "verdict",
 ]
+
+guard(__all__, __name__)

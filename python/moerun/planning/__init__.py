@@ -5,6 +5,7 @@
 the formulas, their sources, and what they leave out.
 """
 
+from moerun.boundary import guard
 from moerun.identity import machine_name, model_id
 from moerun.planning.budgets import BudgetCurve, BudgetPoint, budget_curve
 from moerun.planning.calibration import calibrate
@@ -49,3 +50,5 @@ __all__ = [
     "stored_costs",
     "uniform_plan",
 ]
+
+guard(__all__, __name__)

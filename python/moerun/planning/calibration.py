@@ -21,6 +21,7 @@ from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
 from moerun.planning.layer_costs import Routing, layer_costs
 from moerun.planning.link import measure_link
+from moerun.sizes import size_text
 
 Progress = Callable[[str, float], None]
 
@@ -131,8 +132,9 @@ def _sizes(directory: Path, machine: dict[str, Any], given: str | int | None) ->
     total, smallest = sizes["total_expert_bytes"], sizes["smallest_budget_bytes"]
     if given is not None and sizes["state"] == "resident" and smallest < total:
         raise InvalidArgumentError(
-            f"every expert fits in expert_budget={given!r} (they are {total} bytes), so none would "
-            "be moved and there is no link to measure: leave it out, or give less"
+            f"every expert fits in expert_budget={given!r} (they take "
+            f"{size_text(total, 'up')}), so none would be moved and there is no link to measure: "
+            "leave it out, or give less"
         )
     if given is None:
         most = total // 2 if sizes["state"] == "resident" else sizes["budget_bytes"]
@@ -158,7 +160,9 @@ def _generate(model: Model, length: int, routing: Routing, report: Progress) -> 
         report("prompt", text / num_texts)
         prompt = [numbers.randrange(vocabulary) for _ in range(length)]
         room = model.context_length - length
-        generation = model.generate(prompt, min(routing.num_tokens + 1, room), ignore_eos=True)
+        generation = model.generate(
+            prompt, min(routing.num_tokens + 1, room), ignore_eos=True, temperature=0
+        )
         next(generation)
         started = time.monotonic()
         for number, _ in enumerate(generation, 1):

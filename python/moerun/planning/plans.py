@@ -16,6 +16,7 @@ from moerun.errors import InvalidArgumentError, OutOfMemoryError
 from moerun.planning.costs import CostModel
 from moerun.planning.curves import LayerCurves
 from moerun.planning.geometry import Geometry
+from moerun.sizes import size_text
 
 Settings = list[tuple[int, int]]  # slots and records of a top segment, for each layer
 # With prefetch, where it may be used, and without.
@@ -287,8 +288,8 @@ class Problem:
         smallest = self.geometry.ring_bytes
         if budget < smallest:
             raise OutOfMemoryError(
-                f"a budget of {budget} bytes does not hold the experts that one token uses in a "
-                f"layer: the smallest that works is {smallest} bytes"
+                f"a budget of {size_text(budget, 'down')} does not hold the experts that one token "
+                f"uses in a layer: the smallest that works is {size_text(smallest, 'up')}"
             )
         return budget
 

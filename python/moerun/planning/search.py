@@ -15,6 +15,7 @@ from moerun.planning.curves import layer_curves
 from moerun.planning.geometry import Geometry
 from moerun.planning.plans import Plan, Prediction, Problem, Settings, best_of
 from moerun.simulation import sequences_of, simulate
+from moerun.sizes import size_text
 from moerun.trace import SequenceRouting, Trace
 
 # Policies that a plan may choose from; static is left out, as it has seen the trace it is tried on.
@@ -104,8 +105,8 @@ def find_plan(
         budget = problem.check_budget(budget_bytes)
         if budget >= geometry.total_bytes:
             raise InvalidArgumentError(
-                f"every expert fits in {budget} bytes (they are {geometry.total_bytes}): there is "
-                "nothing to plan"
+                f"every expert fits in {size_text(budget, 'down')} (they take "
+                f"{size_text(geometry.total_bytes, 'up')}): there is nothing to plan"
             )
         for trial in _candidates(problem, budget, split):
             trials.setdefault(_key(trial), trial)

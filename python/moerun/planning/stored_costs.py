@@ -13,13 +13,14 @@ from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.identity import ModelIdentity, machine_name
 from moerun.packs import folder_of
 from moerun.planning.costs import CostModel
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 
 def costs_folder() -> Path:
     """Return where costs are stored: `moerun/costs` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "moerun" / "costs"
+    return user_path(base) / "moerun" / "costs"
 
 
 def store_costs(costs: CostModel) -> Path:

@@ -12,6 +12,7 @@ from moerun.errors import FileError, InvalidArgumentError, MoerunError, OutOfMem
 from moerun.identity import model_id
 from moerun.packs import folder_of
 from moerun.planning.stored_costs import costs_folder
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def save_plan(
         except OSError as error:
             raise FileError(f"cannot store the plan in {target}: {error.strerror}") from error
     else:
-        target = Path(path).expanduser()
+        target = user_path(path)
     plan = _as_plan(model, cache, identity)
     if path is None:
         plan.pop("prefetch", None)  # the next run says itself whether it may read ahead

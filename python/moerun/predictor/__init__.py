@@ -5,6 +5,7 @@ from traces (which needs PyTorch: `pip install 'moerun[predictor]'`), `evaluate`
 simpler ways to guess. docs/predictor.md has the net, the file, the definitions, and figures.
 """
 
+from moerun.boundary import guard
 from moerun.predictor.evaluation import Evaluation, evaluate
 from moerun.predictor.files import PredictorInfo, read_info
 from moerun.predictor.inference import PathPredictor, PathState
@@ -24,3 +25,5 @@ __all__ = [
     "read_info",
     "train",
 ]
+
+guard(__all__, __name__)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from moerun.errors import FileError, FormatError, MissingFileError
 from moerun.predictor.shape import NetShape
+from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
 FORMAT = "moerun-predictor"
@@ -87,7 +88,7 @@ def read_info(path: str | os.PathLike[str]) -> PredictorInfo:
         MissingFileError, FileError: it cannot be read.
         FormatError: it is no predictor, one of another version, or says something wrong.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
         file.open("rb").close()  # the library takes every failure for a missing file
         with safetensors.safe_open(str(file), "np") as opened:
@@ -195,7 +196,7 @@ def write_predictor(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     data = b"".join(np.ascontiguousarray(array).tobytes() for _, array in tensors.values())
-    replace_file(Path(path).expanduser(), len(text).to_bytes(8, "little") + text + data)
+    replace_file(user_path(path), len(text).to_bytes(8, "little") + text + data)
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -16,6 +16,7 @@ from moerun.errors import InvalidArgumentError
 from moerun.identity import ModelIdentity
 from moerun.metrics.groups import num_threads
 from moerun.predictor.files import PredictorInfo, read_info
+from moerun.user_files import user_path
 
 
 class PathState:
@@ -78,7 +79,7 @@ class PathPredictor:
             FormatError: the file is no predictor, is damaged, or is of another model.
             InvalidArgumentError: an argument has the wrong type or is out of its range.
         """
-        file = Path(os.fspath(path)).expanduser()
+        file = user_path(path)
         expected = {} if model is None else ModelIdentity(model).expected
         native = _moerun.PathPredictor(
             check_str("path", str(file)),

@@ -27,6 +27,7 @@ from moerun.predictor.sequences import (
     sizes_of,
 )
 from moerun.predictor.shape import NetShape, default_shape
+from moerun.user_files import user_path
 
 if TYPE_CHECKING:
     from moerun.predictor.optimizer import Fit
@@ -183,7 +184,7 @@ def train(
     )
     write_predictor(output, info, done.weights)
     seconds = time.perf_counter() - started
-    return TrainingResult(Path(output).expanduser(), info, seconds, done.stopped_early)
+    return TrainingResult(user_path(output), info, seconds, done.stopped_early)
 
 
 def split(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moerun.boundary import guard
 from moerun.errors import UnsupportedModelError
 from moerun.recording.data import DataSource, FileData, RandomTokens, TextData, default_data
 from moerun.recording.engine import Engine, Stack, TraceOptions
@@ -60,3 +61,6 @@ def load_transformers(*args: Any, **options: Any) -> TransformersEngine:
             f"{error}. Install them with: pip install torch transformers"
         ) from error
     return TransformersEngine.load(*args, **options)
+
+
+guard(__all__, __name__)

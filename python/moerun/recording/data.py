@@ -16,6 +16,7 @@ import numpy as np
 
 from moerun.errors import FileError, FormatError, MissingFileError
 from moerun.recording.readers import Piece, check_readable, read_pieces
+from moerun.user_files import user_path
 
 Warn = Callable[[str], None]
 
@@ -85,7 +86,7 @@ class FileData:
             FileError: a file cannot be read, or the directory holds none.
             FormatError: a file is empty.
         """
-        root = Path(path).expanduser()
+        root = user_path(path)
         if root.is_dir():
             files = _files_below(root, _Skipping(skip_bad, warn))
             if not files:

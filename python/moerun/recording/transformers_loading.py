@@ -28,6 +28,7 @@ from moerun.hub import default_model
 from moerun.recording.engine import no_tokenizer
 from moerun.recording.host_memory import available_memory_bytes
 from moerun.tokenizer import Tokenizer
+from moerun.user_files import user_path
 
 # How configs call the number of layers, those of encoder and decoder too.
 _NUM_LAYERS = (
@@ -52,7 +53,7 @@ def model_source(model: str | os.PathLike[str] | None) -> str:
     if model is None:
         return str(default_model())
     name = os.fspath(model)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         return str(path)
     if isinstance(model, str) and _REPO_ID.fullmatch(name):

@@ -3,6 +3,7 @@
 `Trace.open` reads one, `TraceWriter` writes one, `SequenceRouting` is what goes in.
 """
 
+from moerun.boundary import guard
 from moerun.trace.reader import Trace, TraceShard
 from moerun.trace.routing import CACHE_EVENT_KINDS, NO_PREDICTION, SequenceRouting
 from moerun.trace.writer import TraceWriter
@@ -15,3 +16,5 @@ __all__ = [
     "TraceShard",
     "TraceWriter",
 ]
+
+guard(__all__, __name__)
