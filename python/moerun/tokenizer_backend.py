@@ -95,16 +95,13 @@ def _build(files: TokenizerFiles) -> tokenizers.Tokenizer:
 def _add_tokens(library: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
     """Add the tokens that only the other files have, in the order of transformers."""
     special = files.special_tokens
-    known = {repr(token) for token in library.get_added_tokens_decoder().values()}
-    new: list[Token] = [
-        token for _, token in sorted(special.added.items()) if repr(token) not in known
-    ]
+    new: list[Token] = [token for _, token in sorted(special.added.items())]
     texts = {token.content for token in library.get_added_tokens_decoder().values()}
     texts |= {str_of(token) for token in new}
     for token in [*special.named.values(), *special.extra]:
-        if str_of(token) not in texts:
+        # A text and an object are not equal: of one token with two sets of flags, the later decide.
+        if str_of(token) not in texts and token not in new:
             new.append(token)
-            texts.add(str_of(token))
     named = set(special.texts.values())
     adding = []
     for token in new:
