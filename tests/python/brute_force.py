@@ -3,6 +3,8 @@
 A sequence is a list of tokens in one layer (or in a pool over all), a token a list of experts.
 """
 
+import math
+
 import numpy as np
 
 
@@ -75,3 +77,19 @@ def pooled(layers, num_experts):
         [layer * num_experts + e for layer, experts in enumerate(rows) for e in experts]
         for rows in zip(*layers, strict=True)
     ]
+
+
+def independent_srp(rates, m):
+    """SRP of a group whose experts are active with these probabilities, whatever came before."""
+
+    def probability(p, f):
+        return math.comb(m, f) * p**f * (1 - p) ** (m - f)
+
+    best = 0.0
+    for threshold in range(m + 1):
+        chosen = [(p, f) for p in rates for f in range(threshold, m + 1)]
+        found = sum(f * probability(p, f) for p, f in chosen)
+        size = sum(m * probability(p, f) for p, f in chosen)
+        active = m * sum(rates)
+        best = max(best, 2 * found / (size + active) if active else 0.0)
+    return best

@@ -58,12 +58,14 @@ def _expected_histograms(rates: NDArray[np.float64], m: int) -> NDArray[np.float
     result = np.zeros(rates.shape[0] * (m + 1))
     groups = np.repeat(np.arange(len(rates)), rates.shape[1])
     for part in _parts(rates.size, width):
-        p = np.clip(rates.ravel()[part], 1e-300, 1 - 1e-16)[:, None]
+        exact = rates.ravel()[part, None]
+        p = np.clip(exact, 1e-300, 1 - 1e-16)
         first = np.clip(np.rint(m * p).astype(np.int64) - width // 2, 0, m + 1 - width)
         f = first + np.arange(width)
         weights = f * np.log(p) + (m - f) * np.log1p(-p) - log_factorials[f] - log_factorials[m - f]
         weights = np.exp(weights - weights.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
+        weights = np.where(exact > 0, weights, f == 0)
         place = groups[part][:, None] * (m + 1) + f
         result += np.bincount(place.ravel(), weights.ravel(), len(result))
     return result.reshape(len(rates), m + 1)
@@ -79,5 +81,7 @@ def _srp_of_histograms(histograms: NDArray[np.float64]) -> NDArray[np.float64]:
     chosen = histograms[:, ::-1].cumsum(axis=1)
     active = (histograms * np.arange(m + 1))[:, ::-1].cumsum(axis=1)
     total = active[:, -1:]
-    f1: NDArray[np.float64] = 2 * active / np.maximum(m * chosen + total, 1e-300)
-    return np.asarray(f1.max(axis=1))
+    size = m * chosen + total
+    f1 = np.divide(2 * active, size, out=np.zeros_like(size), where=(size > 0) & (total > 0))
+    best: NDArray[np.float64] = f1.max(axis=1).clip(max=1)
+    return best

@@ -210,14 +210,15 @@ def _at_most_poor(group: str) -> str:
 
 
 def _fixed_set_by_chance(trace: Trace, capacity: int) -> float:
-    """Share of look-ups that the `capacity` most used experts serve where use is even.
+    """Highest share of look-ups that the `capacity` most used experts serve where use is even.
 
-    More than their share of the experts: they are chosen by the tokens that they are measured on.
+    More than their share of the experts: they are chosen by the tokens that they are measured on,
+    of which there are as good as S^2 / sum(1 / T_s), for each of the S sequences weighs the same.
     """
     random = np.random.default_rng(0)
     draws = 32
-    counts = random.binomial(
-        trace.num_tokens, trace.top_k / trace.num_experts, (draws, trace.num_experts)
-    )
-    most = -np.sort(-counts, axis=1)[:, :capacity]
-    return max(capacity / trace.num_experts, float(most.sum() / max(1, counts.sum())))
+    tokens = int(trace.num_sequences**2 / (1 / trace.lengths.astype(np.float64)).sum())
+    shape = (draws, trace.num_experts)
+    counts = random.binomial(max(1, tokens), trace.top_k / trace.num_experts, shape)
+    most = -np.sort(-counts, axis=1)[:, :capacity].sum(axis=1) / np.maximum(1, counts.sum(axis=1))
+    return max(capacity / trace.num_experts, float(most.max()))

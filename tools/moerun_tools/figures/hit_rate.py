@@ -159,7 +159,7 @@ def _draw_traces(axes: Axes, results: Sequence[TraceMetrics]) -> None:
     lines = []
     for most in sorted({result.facts.num_experts / result.facts.top_k for result in results}):
         shares = np.linspace(0, 1, 65)  # a line is not straight on a logarithmic axis
-        axes.plot(most * shares, shares, color=MUTED, linewidth=1, linestyle=DOTTED, gid="chance")
+        axes.plot(most * shares, shares, color=MUTED, linewidth=1, linestyle=DOTTED)
     for row, result in reversed(list(enumerate(results))):
         colour = SERIES[row] if row < MOST_SERIES else MUTED
         for policy, style in (("lru", (0, (3, 2))), ("sch", "-")):

@@ -79,7 +79,7 @@ def standing(results: Sequence[TraceMetrics]) -> Figure | None:
 
 def _draw_gain(axes: Axes, chance: float, value: float, y: float, colour: str) -> None:
     """Draw a dotted line from what chance gives to what was measured."""
-    axes.plot([chance, value], [y, y], color=colour, linewidth=1.2, linestyle=DOTTED, gid="chance")
+    axes.plot([chance, value], [y, y], color=colour, linewidth=1.2, linestyle=DOTTED)
     axes.plot(chance, y, "|", color=colour, markersize=7)
 
 
@@ -139,7 +139,12 @@ def srp_by_length(results: Sequence[TraceMetrics]) -> Figure | None:
         x, y = frame["segment_length"], frame["srp"]
         axes.plot(x, y, "o-", color=colour, markeredgecolor=SURFACE)
         axes.plot(
-            x, frame["srp_chance"], color=colour, linewidth=1.2, linestyle=DOTTED, gid="chance"
+            x,
+            frame["srp_chance"],
+            color=colour,
+            linewidth=1.2,
+            linestyle=DOTTED,
+            gid=f"chance-{row}",
         )
         labels.append((clean_text(result.label, 24), y[-1], colour))
         if len(drawn) == 1:
@@ -220,7 +225,6 @@ def srp_by_layer(results: Sequence[TraceMetrics]) -> Figure | None:
                 color=colour,
                 linewidth=1,
                 linestyle=DOTTED,
-                gid="chance",
             )
             labels.append((f"m = {length}", frame["srp"][-1], colour))
         label_ends(axes, labels)
