@@ -15,7 +15,10 @@ from moerun.errors import InvalidArgumentError
 
 def shown(value: Any) -> str:
     """Return how a message names a value: its representation, cut when long, and its type."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # such as an int of more than 4,300 digits
+        text = "a value that cannot be shown"
     return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
 
 

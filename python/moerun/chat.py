@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, TypedDict
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from moerun.arguments import shown
+from moerun.errors import FormatError, InvalidArgumentError
+from moerun.input_files import read_text
+from moerun.template_process import process
+from moerun.tokenizer_files import TokenizerFiles
 
-from moerun.errors import FileError, FormatError, InvalidArgumentError
-
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_MOST_BYTES = 1 << 20
+_MOST_LEVELS = 50
+# Names under which a message may have its reasoning; templates read the first, some the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Message(TypedDict):
@@ -26,132 +25,143 @@ class Message(TypedDict):
     content: str
 
 
-class _RefusedError(Exception):
-    """The template itself called raise_exception."""
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """Accepts {% generation %} ... {% endgeneration %}, which only marks text for training."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared by jinja2)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Return the body of the tag as it stands."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 class ChatTemplate:
-    """A chat template, run in a sandbox: it cannot reach files or change its arguments.
+    """A chat template, rendered in a process of its own with bounded time and memory.
+
+    It sees what transformers' `apply_chat_template` shows it, and cannot reach files.
 
     Args:
         source: the template, in Jinja as Hugging Face models write it.
         where: the file it comes from, for messages.
         variables: what the template may use beside the conversation: `bos_token` and the like.
+        tool_source: the template for conversations with tools; None: `source`.
 
     Raises:
-        FormatError: the template is not valid Jinja.
+        FormatError: a template is not valid Jinja, or takes too much to compile.
     """
 
-    def __init__(self, source: str, where: str, variables: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        where: str,
+        variables: dict[str, Any] | None = None,
+        tool_source: str | None = None,
+    ) -> None:
         self.source = source
         self.where = where
-        self._variables = dict(variables or {})
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise FormatError(
-                f"{where}, line {error.lineno} of the chat template: {error}"
-            ) from None
+        self._tool_source = tool_source
+        self._variables = _plain(dict(variables or {}))
+        for each in (source, tool_source):
+            if each is None:
+                continue
+            if len(each) > _MOST_BYTES:
+                raise FormatError(f"{where}: a chat template of more than {_MOST_BYTES} characters")
+            status, text = process.ask(each, None)
+            if status == "invalid":
+                raise FormatError(f"{where}, {text}")
+            if status != "done":
+                raise FormatError(f"{where}: the chat template cannot be compiled: {text}")
 
     @classmethod
-    def from_directory(cls, directory: Path) -> ChatTemplate | None:
+    def from_directory(
+        cls, directory: Path, special_tokens: dict[str, str] | None = None
+    ) -> ChatTemplate | None:
         """Return the template of the model in `directory`, None where there is none.
 
-        chat_template.jinja is looked for first, then `chat_template` in tokenizer_config.json:
-        one template, or a list of named ones, of which "default" is taken.
+        chat_template.jinja and additional_chat_templates/*.jinja are looked for first, then
+        `chat_template` in tokenizer_config.json: one template, or several with names. Of several,
+        "default" is taken, and "tool_use" for conversations with tools.
+
+        Args:
+            directory: of the model.
+            special_tokens: texts by name; None: those of the tokenizer's files.
+
+        Raises:
+            FormatError: a file or a template cannot be understood.
+            FileError: a file cannot be read.
         """
-        path = directory / "tokenizer_config.json"
-        config = _read_json_object(path) if path.is_file() else {}
-        texts = {name: _token_text(config.get(name)) for name in _SPECIAL_TOKENS}
-        variables = {name: text for name, text in texts.items() if text is not None}
-        file = directory / "chat_template.jinja"
-        if file.is_file():
-            return cls(_read_text(file), str(file), variables)
-        source = _choose_template(config.get("chat_template"), path)
-        return None if source is None else cls(source, str(path), variables)
+        files = TokenizerFiles(directory)
+        named, where = _templates(directory, files)
+        if not named:
+            return None
+        if "default" not in named:
+            raise FormatError(
+                f"{where}: chat_template has no template named 'default', only {sorted(named)}"
+            )
+        if special_tokens is None:
+            special_tokens = files.special_tokens.texts
+        return cls(named["default"], where, special_tokens, named.get("tool_use"))
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> str:
         """Return the text of a conversation, ready to be encoded without special tokens.
 
         Args:
             messages: the turns, oldest first.
             add_generation_prompt: end with what makes the model answer.
+            tools: JSON schemas of functions that the model may call.
+            documents: texts that the model may refer to, such as {"title": ..., "text": ...}.
             **variables: anything else that the template understands.
 
         Raises:
-            InvalidArgumentError: the template refuses this conversation.
-            FormatError: the template fails.
+            InvalidArgumentError: the template refuses this conversation, or it is none.
+            FormatError: the template fails, or takes too much time or memory.
         """
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **{**self._variables, **variables},
-            )
-        except _RefusedError as error:
+        turns = [_turn(message) for message in messages]
+        if not turns:
+            raise InvalidArgumentError("the conversation is empty; at least one message is needed")
+        values = {
+            **self._variables,
+            **_plain(variables),
+            "messages": turns,
+            "tools": None if tools is None else [_plain(_mapping(tool)) for tool in tools],
+            "documents": None
+            if documents is None
+            else [_plain(_mapping(document)) for document in documents],
+            "add_generation_prompt": bool(add_generation_prompt),
+        }
+        has_own = tools is not None and self._tool_source is not None
+        source = self._tool_source if has_own and self._tool_source else self.source
+        status, text = process.ask(source, values)
+        if status == "done":
+            return text
+        if status == "refused":
             raise InvalidArgumentError(
-                f"the model's chat template refuses this conversation: {error}"
-            ) from None
-        except Exception as error:  # a template is a program: it can fail in any way
-            raise FormatError(
-                f"the chat template of {self.where} fails: {type(error).__name__}: {error}"
-            ) from error
+                f"the model's chat template refuses this conversation: {text}"
+            )
+        raise FormatError(f"the chat template of {self.where} fails: {text}")
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[jinja2.ext.loopcontrols, _GenerationTag],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+def _templates(directory: Path, files: TokenizerFiles) -> tuple[dict[str, str], str]:
+    """Return the templates of a model by name, and the file that they come from."""
+    named: dict[str, str] = {}
+    file = directory / "chat_template.jinja"
+    folder = directory / "additional_chat_templates"
+    if file.exists():
+        named["default"] = read_text(file, _MOST_BYTES)
+    if folder.is_dir():
+        for path in sorted(folder.glob("*.jinja"))[:100]:
+            named[path.name.removesuffix(".jinja")] = read_text(path, _MOST_BYTES)
+    if named:
+        return named, str(file if "default" in named else folder)
+    return _configured(files.config.get("chat_template"), files.config_path), str(files.config_path)
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes characters of HTML, which a model has not seen in training.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusedError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _choose_template(value: object, path: Path) -> str | None:
-    """Return the template that `chat_template` of tokenizer_config.json means."""
-    if value is None or isinstance(value, str):
-        return value
+def _configured(value: object, path: Path) -> dict[str, str]:
+    """Return the templates that `chat_template` of tokenizer_config.json holds, by name."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
     if not isinstance(value, list):
         raise FormatError(
             f"{path}: chat_template must be a string or a list of named templates, "
@@ -165,34 +175,41 @@ def _choose_template(value: object, path: Path) -> str | None:
         if not isinstance(name, str) or not isinstance(template, str):
             raise FormatError(f"{path}: chat_template has an entry without `name` and `template`")
         named[name] = template
-    if "default" not in named:
-        raise FormatError(
-            f"{path}: chat_template has no template named 'default', only {sorted(named)}"
+    return named or {"": ""}  # an empty list has no default
+
+
+def _turn(message: Any) -> dict[str, Any]:
+    """Return a message as templates see it: without fields that are None."""
+    turn = {name: value for name, value in _plain(_mapping(message)).items() if value is not None}
+    reasoning = next((turn[name] for name in _REASONING if name in turn), None)
+    if reasoning is not None:
+        turn = {"thinking": reasoning, **turn, "reasoning_content": reasoning}
+    return turn
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(
+            f"messages, tools and documents must be dicts, not {shown(value)}"
         )
-    return named["default"]
-
-
-def _token_text(value: Any) -> str | None:
-    """Return the text of a special token, which is a string or an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not valid UTF-8: byte {error.start}") from None
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def _plain(value: Any, level: int = 0) -> Any:
+    """Return a value made of plain Python types, which is all that a template sees."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if level > _MOST_LEVELS:
+        raise InvalidArgumentError(f"a conversation nests more than {_MOST_LEVELS} levels")
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, level + 1): _plain(item, level + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, level + 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return f"<{type(value).__name__}>"

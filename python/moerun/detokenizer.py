@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import tokenizers
+    from moerun.tokenizer_backend import TokenizerBackend
 
+# Tokens to the left that decide the text of a token: one, and three bytes of a character before.
+_MOST_BEFORE = 4
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -29,14 +31,6 @@ def _byte_level_alphabet() -> dict[str, int]:
 _BYTE_LEVEL = _byte_level_alphabet()
 
 
-def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> set[str]:
-    """Return the types of the decoders of a tokenizer, of every step of a sequence."""
-    if tokenizer.decoder is None:
-        return set()
-    state = json.loads(tokenizer.decoder.__getstate__())
-    return {step["type"] for step in [state, *state.get("decoders", [])]}
-
-
 class Detokenizer:
     """Turns tokens into text one by one; the cost of a token does not depend on those before.
 
@@ -44,25 +38,41 @@ class Detokenizer:
     all tokens at once. The only exception is a tokenizer with byte fallback (SentencePiece): where
     a run of byte tokens is not valid UTF-8, `decode` replaces the whole run, while here the valid
     characters of the run, which were already shown, stay.
+
+    Args:
+        backend: of the tokenizer.
+        skip_special_tokens: leave out tokens such as the one that ends a text.
+        after: ids of the tokens to the left, whose text is not given again.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool = True) -> None:
-        kinds = _decoder_kinds(tokenizer)
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        backend: TokenizerBackend,
+        skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
+    ) -> None:
+        kinds = backend.decoder_kinds()
+        self._backend = backend
         self._is_byte_level = "ByteLevel" in kinds
         self._has_byte_fallback = "ByteFallback" in kinds
         self._skipped = {
             token_id
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            for token_id, token in backend.library.get_added_tokens_decoder().items()
             if skip_special_tokens and token.special
         }
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._previous: list[int] = []  # at most one token: the left neighbour of the next
+        for token_id in self._last_with_text(after):
+            self.push(token_id)
 
     def push(self, token_id: int) -> str:
-        """Return the text that `token_id` completes; empty while it ends inside a character."""
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._skipped:
+        """Return the text that `token_id` completes; empty while it ends inside a character.
+
+        Raises:
+            FormatError: tokenizer.json does not work for this token.
+        """
+        token = self._token_of(token_id)
+        if token is None:
             return ""
         piece = self._bytes_of(token)
         if piece is not None:
@@ -76,6 +86,20 @@ class Detokenizer:
         """Return what is held back: U+FFFD if the last character is incomplete, else nothing."""
         return self._utf8.decode(b"", final=True)
 
+    def _token_of(self, token_id: int) -> str | None:
+        if token_id in self._skipped or not 0 <= token_id < 2**32:
+            return None
+        return self._backend.library.id_to_token(token_id)
+
+    def _last_with_text(self, token_ids: Sequence[int]) -> list[int]:
+        found: list[int] = []
+        for token_id in reversed(token_ids):
+            if self._token_of(token_id) is not None:
+                found.append(token_id)
+                if len(found) == _MOST_BEFORE:
+                    break
+        return found[::-1]
+
     def _bytes_of(self, token: str) -> bytes | None:
         if self._is_byte_level:
             if all(character in _BYTE_LEVEL for character in token):
@@ -86,6 +110,6 @@ class Detokenizer:
 
     def _text_after_previous(self, token_id: int) -> str:
         """Decode a token beside its left neighbour: alone, many decoders drop a leading space."""
-        before = self._tokenizer.decode(self._previous, skip_special_tokens=False)
-        both = self._tokenizer.decode([*self._previous, token_id], skip_special_tokens=False)
+        before = self._backend.decode(self._previous, skip_special_tokens=False)
+        both = self._backend.decode([*self._previous, token_id], skip_special_tokens=False)
         return both[len(before) :]

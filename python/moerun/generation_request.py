@@ -111,7 +111,7 @@ def request_of(
         sampling,
         seed,
         dict.fromkeys(eos_ids, "eos") | dict.fromkeys(stop_ids, "stop"),
-        StopStrings(strings, model.tokenizer.stream(skip_special_tokens=False))
+        StopStrings(strings, model.tokenizer.stream(skip_special_tokens=False, after=prompt))
         if strings
         else None,
         "length" if is_limited else "context",

@@ -62,7 +62,7 @@ class BatchRun:
         self._chat = chat
         self._system = system
         self._generation = generation
-        self._running: dict[int, BatchLine] = {}
+        self._running: dict[int, tuple[BatchLine, list[int]]] = {}
         self.num_reported = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -79,9 +79,10 @@ class BatchRun:
 
     def _report(self, result: BatchResult) -> dict[str, Any]:
         self.num_reported += 1
+        line, prompt = self._running.pop(result.sequence)
         return {
-            **_head(self._running.pop(result.sequence)),
-            "text": self._model.tokenizer.decode(result.token_ids),
+            **_head(line),
+            "text": self._model.tokenizer.decode(result.token_ids, after=prompt),
             "prompt_tokens": result.prompt_tokens,
             "generated_tokens": len(result.token_ids),
             "finish_reason": result.finish_reason,
@@ -96,7 +97,7 @@ class BatchRun:
             token_ids = Conversation(self._prompt_model, self._chat, self._system).ask(line.prompt)
             seed = (self._generation["seed"] + line.number - 1) % 2**64
             options = {**self._generation, "seed": seed, **line.generation}
-            self._running[self._batch.add(token_ids, **options)] = line
+            self._running[self._batch.add(token_ids, **options)] = (line, token_ids)
         except MoerunError as error:
             return {**_head(line), "error": str(error)}
         return None

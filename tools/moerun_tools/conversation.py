@@ -39,7 +39,7 @@ class Conversation:
             raise
 
     def remember(self, answer: str) -> None:
-        """Add what the model answered to the conversation."""
+        """Add what the model answered to the conversation, special tokens inside it too."""
         if self._template is not None:
             self._messages.append({"role": "assistant", "content": answer})
 

@@ -100,6 +100,6 @@ class Dialogue:
         except KeyboardInterrupt:
             interrupted = True
         write_out("\n")
-        self._conversation.remember(answer.text)
+        self._conversation.remember(answer.message)
         self._closing.after_text(self._model.stats(), interrupted, not self._has_answered)
         self._has_answered = True
