@@ -116,6 +116,8 @@ def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
             "expected a text, or an object with a text `prompt`, found "
             f"{'null' if value is None else type(value).__name__}"
         )
+    if "prompt" not in value:
+        _refuse_other_format(value)
     prompt = value.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         found = "none" if "prompt" not in value else json.dumps(prompt)[:40]
@@ -132,3 +134,18 @@ def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
     ignored.update(dict.fromkeys(name for name in value if name not in known))
     generation = {name: value[name] for name in GENERATION_FIELDS if value.get(name) is not None}
     return BatchLine(number, prompt, value.get("id"), generation)
+
+
+def _refuse_other_format(value: dict[str, Any]) -> None:
+    """Name the format of a line that other programs would take."""
+    wanted = 'a line here is {"prompt": "a text"}, perhaps with an `id`'
+    if "body" in value or "custom_id" in value:
+        raise FormatError(
+            f"found a line of an OpenAI batch file (`custom_id`, `body`); {wanted} in place of "
+            "`custom_id`. With --chat the text is what the user says"
+        )
+    if "messages" in value:
+        raise FormatError(
+            f"found chat `messages`; {wanted}. With --chat the text is what the user says, and "
+            "--system gives the system message"
+        )
