@@ -206,11 +206,10 @@ void apply_plan(CacheLayout& layout, const std::vector<LayerSize>& sizes, const 
         message(path, ": policy off caches nothing, expected 0 slots in every layer"));
   }
   if (!plan.is_resident && layout.arena_bytes() > layout.budget_bytes) {
-    throw FormatError(message(path, ": the plan needs ", bytes_text(layout.arena_bytes(), Rounding::up),
-                              " (slots ", bytes_text(layout.slot_bytes()), ", staging ring ",
-                              bytes_text(layout.ring_bytes()),
-                              "), expected at most its budget_bytes, ",
-                              bytes_text(layout.budget_bytes, Rounding::down)));
+    throw FormatError(message(
+        path, ": the plan needs ", bytes_text(layout.arena_bytes(), Rounding::up), " (slots ",
+        bytes_text(layout.slot_bytes()), ", staging ring ", bytes_text(layout.ring_bytes()),
+        "), expected at most its budget_bytes, ", bytes_text(layout.budget_bytes, Rounding::down)));
   }
 }
 
@@ -316,14 +315,15 @@ CacheLayout make_cache_layout(const ModelWeights& weights, std::size_t top_k,
   }
   if (layout.budget_bytes < layout.smallest_budget_bytes) {
     const std::string where = plan ? options.plan + ": " : "";
-    throw OutOfMemory(message(
-        where,
-        options.budget.empty() && !plan ? "the memory that is free for experts is "
-        : plan                          ? "budget_bytes is "
-                                        : "the expert budget is ",
-        bytes_text(layout.budget_bytes, Rounding::down), ", but the ", top_k, " experts that one token uses in a layer ",
-        "have to be in memory together: the smallest budget that works is ",
-        share_text(layout.smallest_budget_bytes, total)));
+    throw OutOfMemory(message(where,
+                              options.budget.empty() && !plan
+                                  ? "the memory that is free for experts is "
+                              : plan ? "budget_bytes is "
+                                     : "the expert budget is ",
+                              bytes_text(layout.budget_bytes, Rounding::down), ", but the ", top_k,
+                              " experts that one token uses in a layer ",
+                              "have to be in memory together: the smallest budget that works is ",
+                              share_text(layout.smallest_budget_bytes, total)));
   }
   if (plan) apply_plan(layout, sizes, *plan, options.plan);
   if (layout.is_pool) {

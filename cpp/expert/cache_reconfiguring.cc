@@ -41,12 +41,12 @@ void ExpertCache::check_next(const CacheLayout& next) const {
     throw InvalidArgument("reconfigure: the layout is of another model");
   }
   if (next.arena_bytes() > arena_bytes_) {
-    throw OutOfMemory(message("reconfigure: the plan needs ", bytes_text(next.arena_bytes(), Rounding::up),
-                              " (slots ", bytes_text(next.slot_bytes()), ", staging ring ",
-                              bytes_text(next.ring_bytes()), "), but the model was loaded with ",
-                              bytes_text(arena_bytes_, Rounding::down),
-                              " for experts, which do not grow; plan for ",
-                              bytes_text(arena_bytes_, Rounding::down), ", or load it again with a larger budget"));
+    throw OutOfMemory(message(
+        "reconfigure: the plan needs ", bytes_text(next.arena_bytes(), Rounding::up), " (slots ",
+        bytes_text(next.slot_bytes()), ", staging ring ", bytes_text(next.ring_bytes()),
+        "), but the model was loaded with ", bytes_text(arena_bytes_, Rounding::down),
+        " for experts, which do not grow; plan for ", bytes_text(arena_bytes_, Rounding::down),
+        ", or load it again with a larger budget"));
   }
 }
 

@@ -193,8 +193,9 @@ void check_room(const fs::path& folder, std::uint64_t bytes) {
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   if (error || space.available >= bytes) return;
-  throw FileError(message(folder.string(), ": the record file needs ", bytes_text(bytes, Rounding::up),
-                          " more, but the disk has only ", bytes_text(space.available),
+  throw FileError(message(folder.string(), ": the record file needs ",
+                          bytes_text(bytes, Rounding::up), " more, but the disk has only ",
+                          bytes_text(space.available),
                           " free; make room, or choose another folder"));
 }
 

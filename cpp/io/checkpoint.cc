@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "io/checkpoint_index.h"
 #include "io/json_text.h"
+#include "io/quantized_tensors.h"
 #include "io/quote.h"
 
 namespace moerun {
@@ -118,6 +119,18 @@ Checkpoint::Opened open_files(const fs::path& directory) {
                   /*not_found=*/true);
 }
 
+// Called where a tensor is missing or has another shape, to name the cause instead.
+void refuse_quantized(const fs::path& directory, const std::vector<TensorRef>& tensors) {
+  for (const TensorRef& tensor : tensors) {
+    const std::string_view format = quantization_of_tensor(tensor.info->name);
+    if (format.empty()) continue;
+    throw UnsupportedModel(message(directory.string(), ": the weights are quantised (", format,
+                                   ": there is a tensor ", quote(tensor.info->name),
+                                   "), and quantised weights are not supported; download the "
+                                   "unquantised version in float32, float16 or bfloat16"));
+  }
+}
+
 // The name that shares the longest start and end with `name`: cheap, also among millions.
 std::string closest_name(std::string_view name, const std::vector<TensorRef>& tensors) {
   std::size_t best_length = 0;
@@ -183,6 +196,7 @@ TensorRef Checkpoint::require(std::string_view name,
                               const std::vector<std::uint64_t>& expected_shape) const {
   const TensorRef* tensor = find(name);
   if (tensor == nullptr) {
+    refuse_quantized(directory_, tensors_);
     const std::string closest = closest_name(name, tensors_);
     throw FormatError(
         message(directory_.string(), ": tensor ", quote(name), " is missing, expected shape ",
@@ -193,6 +207,7 @@ TensorRef Checkpoint::require(std::string_view name,
   }
   const std::string at = message(tensor->file->path().string(), ": tensor ", quote(name), ": ");
   if (tensor->info->shape != expected_shape) {
+    refuse_quantized(directory_, tensors_);
     throw FormatError(message(at, "found shape ", shape_text(tensor->info->shape), ", expected ",
                               shape_text(expected_shape),
                               "; do config.json and weights belong together?"));

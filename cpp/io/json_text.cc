@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "io/file_descriptor.h"
+#include "io/lfs_pointer.h"
 #include "io/quote.h"
 
 namespace moerun {
@@ -22,6 +23,7 @@ std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_
   }
   std::string text(static_cast<std::size_t>(file.size()), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(text)));
+  check_not_lfs_pointer(text, path.string());
   return text;
 }
 

@@ -7,12 +7,21 @@
 #include <cerrno>
 #include <mutex>
 #include <numeric>
+#include <span>
+#include <string>
 #include <system_error>
 #include <utility>
 
 #include "base/error.h"
+#include "io/lfs_pointer.h"
 
 namespace moerun {
+
+namespace {
+
+constexpr std::size_t kMaxPointerBytes = 1024;  // as git-lfs has it
+
+}  // namespace
 
 class SafetensorsFile::Mapping {
  public:
@@ -73,6 +82,9 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   std::uint64_t length = 0;  // little-endian in the file
   for (std::size_t i = 8; i-- > 0;)
     length = length << 8 | std::to_integer<unsigned>(length_bytes[i]);
+  std::string start(std::min<std::size_t>(file.size(), kMaxPointerBytes), '\0');
+  file.read_at(0, std::as_writable_bytes(std::span(start)));
+  check_not_lfs_pointer(start, where);
   // Before any memory is taken for it.
   if (length > kMaxSafetensorsHeaderBytes || length > file.size() - 8) {
     throw FormatError(message(where, ": header: found a length of ", length,

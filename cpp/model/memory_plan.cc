@@ -68,9 +68,9 @@ void check_context(const ModelConfig& config, std::size_t context_length, const 
   const std::size_t fixed = needs.total() - needs.kv_cache + smallest_budget;
   const std::size_t room = difference(plan.memory.free_bytes, fixed);
   if (plan.memory.free_bytes >= fixed && room >= needs.kv_cache) return;
-  const std::string beside =
-      message("the model also needs ", without_kv_cache_text(needs), " and at least ",
-              bytes_text(smallest_budget, Rounding::up), " for experts, and ", memory_state_text(plan.memory));
+  const std::string beside = message("the model also needs ", without_kv_cache_text(needs),
+                                     " and at least ", bytes_text(smallest_budget, Rounding::up),
+                                     " for experts, and ", memory_state_text(plan.memory));
   const std::size_t fitting = room / std::max<std::size_t>(KvCache::bytes_for(config, 1), 1);
   if (fitting == 0) {
     throw OutOfMemory(
@@ -86,14 +86,13 @@ void check_budget(const ModelWeights& weights, std::size_t context_length, const
   const CacheLayout& layout = plan.layout;
   const std::size_t asked = layout.is_resident ? weights.expert_bytes() : layout.arena_bytes();
   if (asked <= plan.left_for_experts) return;
-  throw OutOfMemory(message("the expert budget asks for ", bytes_text(asked),
-                            " of device memory, but ", bytes_text(plan.left_for_experts),
-                            " are left for experts: the model also needs ",
-                            without_kv_cache_text(plan.needs), " and ",
-                            bytes_text(plan.needs.kv_cache), " for the KV cache (context_length ",
-                            context_length, "), and ", memory_state_text(plan.memory),
-                            "; a budget of up to ",
-                            bytes_text(plan.left_for_experts, Rounding::down), " fits"));
+  throw OutOfMemory(
+      message("the expert budget asks for ", bytes_text(asked), " of device memory, but ",
+              bytes_text(plan.left_for_experts), " are left for experts: the model also needs ",
+              without_kv_cache_text(plan.needs), " and ", bytes_text(plan.needs.kv_cache),
+              " for the KV cache (context_length ", context_length, "), and ",
+              memory_state_text(plan.memory), "; a budget of up to ",
+              bytes_text(plan.left_for_experts, Rounding::down), " fits"));
 }
 
 }  // namespace

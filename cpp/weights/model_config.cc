@@ -41,8 +41,9 @@ const Architecture& require_architecture(const ConfigReader& reader) {
 }
 
 void check_computable(const ConfigReader& reader) {
-  if (reader.has("quantization_config")) {
-    throw UnsupportedModel(message(reader.field("quantization_config"),
+  for (const char* key : {"quantization_config", "quantization"}) {  // the second one is of MLX
+    if (!reader.has(key)) continue;
+    throw UnsupportedModel(message(reader.field(key),
                                    ": found, expected none: quantised weights are not supported; "
                                    "download a version in float32, float16 or bfloat16"));
   }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moerun.errors import FormatError, MoerunError
-from moerun.user_files import read_text_bounded
+from moerun.errors import FormatError
+from moerun.json_text import read_json_object
 
 _FILE = "generation_config.json"
 _MAX_BYTES = 1 << 20
@@ -86,7 +86,7 @@ class GenerationDefaults:
         path = directory / _FILE
         if not path.is_file():
             return cls()
-        fields = _Fields(path, _read_object(path))
+        fields = _Fields(path, read_json_object(path, _MAX_BYTES))
         samples = fields.flag("do_sample")
         temperature = fields.number("temperature", 1.0, lambda value: value >= 0, "0 or above")
         return cls(
@@ -181,15 +181,3 @@ class _Fields:
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_text_bounded(path, _MAX_BYTES))
-    except MoerunError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value

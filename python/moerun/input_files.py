@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from moerun.errors import FileError, FormatError, MissingFileError
+from moerun.lfs_pointer import check_not_lfs_pointer
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
@@ -46,10 +47,12 @@ def read_text(path: Path, most_bytes: int) -> str:
     """Return the text of a regular file, which must be UTF-8; a byte order mark is left out.
 
     Raises:
-        FormatError: it is not UTF-8; else as `read_bytes`.
+        FormatError: it is not UTF-8, or a git-lfs pointer; else as `read_bytes`.
     """
     data = read_bytes(path, most_bytes).removeprefix(codecs.BOM_UTF8)
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not valid UTF-8: byte {error.start}") from None
+    check_not_lfs_pointer(text, str(path))
+    return text

@@ -226,6 +226,8 @@ TEST("config: other families are named together with the supported ones") {
                             {"'activation_function'", "'relu'", "silu"});
   refuses<UnsupportedModel>(family("mixtral", R"("quantization_config":{"bits":4})"),
                             {"'quantization_config'"});
+  refuses<UnsupportedModel>(family("mixtral", R"("quantization":{"group_size":64,"bits":4})"),
+                            {"'quantization'", "float16"});
 }
 
 TEST("config: what is not a number in range is refused by name") {

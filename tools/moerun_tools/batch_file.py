@@ -142,6 +142,8 @@ def _parse(number: int, line: bytes, ignored: dict[str, None]) -> BatchLine:
         )
     if not _is_flat(value, _MAX_DEPTH):
         raise FormatError(f"nested more than {_MAX_DEPTH} levels deep, expected a plain object")
+    if "prompt" not in value:
+        _refuse_other_format(value)
     prompt = value.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         found = "none" if "prompt" not in value else json.dumps(prompt)[:40]
@@ -189,3 +191,18 @@ def _name_of(field: str) -> str:
     """Return a field's name as a terminal can show it."""
     shown = field if len(field) <= _MAX_NAME else field[: _MAX_NAME - 3] + "..."
     return shown if shown.isprintable() else ascii(shown)
+
+
+def _refuse_other_format(value: dict[str, Any]) -> None:
+    """Name the format of a line that other programs would take."""
+    wanted = 'a line here is {"prompt": "a text"}, perhaps with an `id`'
+    if "body" in value or "custom_id" in value:
+        raise FormatError(
+            f"found a line of an OpenAI batch file (`custom_id`, `body`); {wanted} in place of "
+            "`custom_id`. With --chat the text is what the user says"
+        )
+    if "messages" in value:
+        raise FormatError(
+            f"found chat `messages`; {wanted}. With --chat the text is what the user says, and "
+            "--system gives the system message"
+        )

@@ -64,12 +64,6 @@ class PromptModel:
         token_ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if not token_ids:
             raise InvalidArgumentError("the prompt is empty: the tokenizer makes no tokens of it")
-        if len(token_ids) >= self.context_length:
-            raise InvalidArgumentError(
-                f"the prompt has {len(token_ids)} tokens; to leave room to continue, it may have "
-                f"at most {self.context_length - 1} in a context of {self.context_length}. "
-                "Shorten it, or give a larger --context-length if the model allows one"
-            )
         vocab_size = self.config["vocab_size"]
         if (largest := max(token_ids)) >= vocab_size:
             raise FormatError(
@@ -77,5 +71,11 @@ class PromptModel:
                 f"{self.path / 'config.json'} says vocab_size {vocab_size}: the prompt has token "
                 f"{largest}, which the model does not know. The tokenizer is of another model, or "
                 "tokens were added to it and the model was not resized"
+            )
+        if len(token_ids) >= self.context_length:
+            raise InvalidArgumentError(
+                f"the prompt has {len(token_ids)} tokens; to leave room to continue, it may have "
+                f"at most {self.context_length - 1} in a context of {self.context_length}. "
+                "Shorten it, or give a larger --context-length if the model allows one"
             )
         return token_ids
