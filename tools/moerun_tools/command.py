@@ -15,6 +15,7 @@ import click
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _MOST_INT = 2**63 - 1
+_MOST_CHARACTERS = 1200
 
 
 class GroupedOption(click.Option):
@@ -148,7 +149,10 @@ def show_error(name: str, error: Exception) -> None:
             f"internal error, please report it: {type(error).__name__}: {error} "
             f"({os.path.basename(where.filename)}, line {where.lineno})"
         )
-    click.echo(f"{name}: error: {' '.join(text.split())}", err=True)
+    text = " ".join(text.split())
+    if len(text) > _MOST_CHARACTERS:  # of a name that is a long text
+        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"
+    click.echo(f"{name}: error: {text}", err=True)
 
 
 def write_out(text: str) -> None:
