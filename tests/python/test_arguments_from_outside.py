@@ -256,5 +256,5 @@ def test_a_call_that_python_refuses_is_a_type_error(default_path):
 def test_guarded_functions_keep_their_signature_and_can_be_pickled():
     import pickle
 
-    assert list(inspect.signature(moerun.dry_run).parameters)[0] == "path"
+    assert next(iter(inspect.signature(moerun.dry_run).parameters)) == "path"
     assert pickle.loads(pickle.dumps(moerun.dry_run)) is moerun.dry_run

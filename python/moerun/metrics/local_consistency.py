@@ -13,6 +13,7 @@ from moerun.errors import InvalidArgumentError
 from moerun.metrics.frames import Rows
 from moerun.metrics.groups import (
     Group,
+    check_draws,
     interval,
     make_groups,
     num_threads,
@@ -81,6 +82,8 @@ def srp(
         "ci_high",
     )
     for m in usable_lengths(trace, segment_lengths):
+        numbers = {"model": m + 1, "layer": len(trace.moe_layers) * (m + 1)}
+        check_draws(bootstrap, numbers.get(level, len(trace.moe_layers) * trace.num_experts))
         groups = make_groups(trace, domain, by_domain, bootstrap, seed, least_tokens=m)
         if level == "expert":
             results = _of_experts(trace, groups, m, workers)
