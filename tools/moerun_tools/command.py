@@ -137,10 +137,13 @@ def _comes_of_interrupt(error: BaseException | None) -> bool:
 
 def show_error(name: str, error: Exception) -> None:
     """Write what failed to standard error, as one paragraph."""
-    from moerun.boundary import translated
-    from moerun.errors import MoerunError
+    try:
+        from moerun.boundary import translated
+        from moerun.errors import MoerunError
 
-    known = error if isinstance(error, MoerunError) else translated(error)
+        known = error if isinstance(error, MoerunError) else translated(error)
+    except ImportError:  # of a damaged installation, where nothing can be translated
+        known = error
     if known is not None:
         text = str(known)
     else:

@@ -99,7 +99,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     metavar="N",
     type=click.IntRange(min=0, max=2**64 - 1),
     default=0,
-    help="Of the resampling.",
+    help="Seed of the resampling.",
 )
 @_option(
     "Metrics",

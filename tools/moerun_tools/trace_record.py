@@ -81,7 +81,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     metavar="N",
     type=click.IntRange(min=0, max=2**64 - 1),
     default=0,
-    help="Of the order of files, of sampling and of random weights and tokens.",
+    help="Seed for the order of files, sampling, random weights and random tokens.",
 )
 @option(
     "Model",
@@ -172,7 +172,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Recording",
     "--with-prefetch",
     is_flag=True,
-    help="Also record which experts the prefetcher would be told, for simulations.",
+    help="Also record the prefetcher's guesses (for moe-plan).",
 )
 @option(
     "Output",
