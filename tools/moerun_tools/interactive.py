@@ -9,6 +9,7 @@ import click
 
 from moerun import Model
 from moerun.errors import MoerunError
+from moerun_tools import interrupts
 from moerun_tools.answer import Answer
 from moerun_tools.cache_report import statistics_text
 from moerun_tools.command import show_error, write_out
@@ -34,6 +35,7 @@ def converse(
         click.echo("Ctrl-C ends an answer; exit or Ctrl-D ends the conversation.", err=True)
     line = first
     while True:
+        interrupts.end_if_terminated()
         try:
             if line is None:
                 line = read_line()
