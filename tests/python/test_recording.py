@@ -40,7 +40,7 @@ class TwoStacks:
     name = "transformers"
     model_name = "two"
     vocab_size = 50
-    end_of_text = None
+    separator = None
     settings: dict = {}  # noqa: RUF012
     stacks = (Stack("encoder", 50, 2, (1, 3), 100), Stack("decoder", 50, 2, (0,), 200))
 
@@ -263,9 +263,12 @@ def test_a_domain_that_is_too_short_is_found_before_anything_is_written(tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length must be at least 1"),
-        ({"samples": 0}, "samples must be at least 1"),
-        ({"options": TraceOptions(generate=-1)}, "generate must be at least 0"),
+        ({"length": 0}, "length must be from 1 to"),
+        ({"samples": 0}, "samples must be from 1 to"),
+        ({"options": TraceOptions(generate=-1)}, "generate must be from 0 to"),
+        ({"length": 10**21}, "length must be from 1 to"),
+        ({"samples": 10**21}, "samples must be from 1 to"),
+        ({"options": TraceOptions(generate=10**21)}, "generate must be from 0 to"),
         ({"options": TraceOptions(generate=2, temperature=-1)}, "temperature"),
         ({"seed": -1}, "seed"),
         ({"resume": True, "overwrite": True}, "exclude each other"),

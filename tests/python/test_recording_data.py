@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
-from moerun.recording import FileData, RandomTokens, TextData, default_data, readers
+from moerun.recording import (
+    FileData,
+    RandomTokens,
+    TextData,
+    array_reader,
+    default_data,
+    piece,
+    table_readers,
+)
 from moerun.recording.sequences import sequences_of
 
 VOCAB_SIZE = 300
@@ -22,25 +30,25 @@ def encode(text):
     return list(text.encode())
 
 
-def packed(source, length=4, samples=1000, end_of_text=0, vocab_size=VOCAB_SIZE):
+def packed(source, length=4, samples=1000, separator=0, vocab_size=VOCAB_SIZE):
     return [
         sequence.tolist()
         for sequence in sequences_of(
             source,
             encode,
             vocab_size=vocab_size,
-            end_of_text=end_of_text,
+            separator=separator,
             length=length,
             samples=samples,
         )
     ]
 
 
-def text_of(source, end_of_text="|"):
+def text_of(source, separator="|"):
     """All documents, with a sign at the end of each."""
     text = ""
-    for piece in source.pieces(VOCAB_SIZE):
-        text += piece.content + (end_of_text if piece.ends_document else "")
+    for each in source.pieces(VOCAB_SIZE):
+        text += each.content + (separator if each.ends_document else "")
     return text
 
 
@@ -48,11 +56,11 @@ def open_file(path, **options):
     return FileData.open("d", path, **options)
 
 
-def test_documents_stand_one_after_the_other_with_the_end_of_text_between_them():
+def test_documents_stand_one_after_the_other_with_the_separator_between_them():
     source = TextData("d", ["abc", "", "de"])
     # a b c 0 d e 0: a document without tokens leaves no end of text
     assert packed(source, length=2) == [[97, 98], [99, 0], [100, 101]]
-    assert packed(source, length=2, end_of_text=None) == [[97, 98], [99, 100]]
+    assert packed(source, length=2, separator=None) == [[97, 98], [99, 100]]
 
 
 @given(
@@ -90,7 +98,7 @@ def test_reading_stops_when_there_are_enough_sequences(tmp_path):
 
 
 def test_a_text_file_is_read_in_pieces_that_end_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_TEXT_BYTES", 16)
+    monkeypatch.setattr(piece, "TEXT_BYTES", 16)
     path = tmp_path / "a.md"
     text = "first line\nä second, longer line €\r\n\nlast without an end" * 3
     path.write_bytes(text.encode())
@@ -117,7 +125,7 @@ def test_jsonl_has_a_document_a_line_in_the_field_that_is_named(tmp_path):
 
 
 def test_a_long_document_is_cut_at_line_ends_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_TEXT_BYTES", 8)
+    monkeypatch.setattr(piece, "TEXT_BYTES", 8)
     text = "one\ntwo three four five\n" * 3
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
     pieces = list(open_file(tmp_path / "a.jsonl").pieces(VOCAB_SIZE))
@@ -128,7 +136,7 @@ def test_a_long_document_is_cut_at_line_ends_too(tmp_path, monkeypatch):
 
 
 def test_parquet_has_a_document_a_row_however_many_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_PARQUET_ROWS", 3)
+    monkeypatch.setattr(table_readers, "_PARQUET_ROWS", 3)
     path = tmp_path / "a.parquet"
     texts = [f"t{i}" for i in range(10)]
     polars.DataFrame({"text": [*texts, None], "n": range(11)}).write_parquet(path)
@@ -140,25 +148,25 @@ def test_npy_is_a_stream_or_a_document_a_row(tmp_path, dtype):
     np.save(tmp_path / "a.npy", np.arange(6, dtype=dtype))
     assert packed(open_file(tmp_path / "a.npy"), 3) == [[0, 1, 2], [3, 4, 5]]
     np.save(tmp_path / "b.npy", np.arange(6, dtype=dtype).reshape(2, 3))
-    assert packed(open_file(tmp_path / "b.npy"), 4, end_of_text=9) == [[0, 1, 2, 9], [3, 4, 5, 9]]
+    assert packed(open_file(tmp_path / "b.npy"), 4, separator=9) == [[0, 1, 2, 9], [3, 4, 5, 9]]
 
 
 def test_rows_of_token_ids_that_have_the_length_of_a_sequence_are_sequences(tmp_path):
     (tmp_path / "a").mkdir()
     np.save(tmp_path / "a" / "rows.npy", np.arange(6).reshape(2, 3))
     rows = [[0, 1, 2], [3, 4, 5]]
-    assert packed(open_file(tmp_path / "a"), 3, end_of_text=9) == rows
+    assert packed(open_file(tmp_path / "a"), 3, separator=9) == rows
     np.save(tmp_path / "a" / "stream.npy", np.arange(10, 14))  # 3 of a sequence and the rest
-    found = packed(open_file(tmp_path / "a"), 3, end_of_text=9)
+    found = packed(open_file(tmp_path / "a"), 3, separator=9)
     assert sorted(found) == [*rows, [10, 11, 12]]
     np.save(tmp_path / "stream.npy", np.arange(3))
-    assert packed(open_file(tmp_path / "stream.npy"), 2, end_of_text=9) == [[0, 1], [2, 9]]
+    assert packed(open_file(tmp_path / "stream.npy"), 2, separator=9) == [[0, 1], [2, 9]]
 
 
 def test_the_end_of_a_row_that_comes_in_pieces_is_no_sequence(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_NPY_TOKENS", 4)
+    monkeypatch.setattr(array_reader, "_PIECE_TOKENS", 4)
     np.save(tmp_path / "a.npy", np.arange(12).reshape(2, 6))
-    found = packed(open_file(tmp_path / "a.npy"), 2, end_of_text=19)
+    found = packed(open_file(tmp_path / "a.npy"), 2, separator=19)
     assert found == [[0, 1], [2, 3], [4, 5], [19, 6], [7, 8], [9, 10], [11, 19]]
 
 
@@ -270,7 +278,7 @@ def test_what_is_not_there_or_no_file_is_named(tmp_path):
     with pytest.raises(FileError, match="holds no files"):
         open_file(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileError, match="not a regular file"):
+    with pytest.raises(FileError, match="is a pipe, expected a regular file"):
         open_file(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(MissingFileError, match="link"):
@@ -282,16 +290,33 @@ def test_a_token_outside_the_models_vocabulary_is_an_error():
         packed(TextData("d", ["ab"]), length=1, vocab_size=98)
 
 
-def test_the_fingerprint_changes_with_names_sizes_and_times(tmp_path):
+def test_the_fingerprint_changes_with_names_and_contents_and_with_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
     first = open_file(path).fingerprint()
-    assert open_file(path).fingerprint() == first
     os.utime(path, ns=(0, 0))
+    assert open_file(path).fingerprint() == first
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "a.txt").write_text("one")
+    assert open_file(tmp_path / "copy" / "a.txt").fingerprint() == first
+    path.write_text("two")
     second = open_file(path).fingerprint()
     path.rename(tmp_path / "b.txt")
     third = open_file(tmp_path / "b.txt").fingerprint()
     assert len({first, second, third}) == 3
+
+
+@pytest.mark.parametrize("size", [2**20, 20 * 2**20])
+def test_the_fingerprint_of_a_large_file_has_samples_of_all_of_it(tmp_path, size):
+    file = tmp_path / "large.txt"
+    data = bytearray(b"a") * size
+    hashes = set()
+    for place in (None, 0, size // 3, size // 2, size - 1):
+        if place is not None:
+            data[place : place + 70_000] = b"b" * len(data[place : place + 70_000])
+        file.write_bytes(data)
+        hashes.add(open_file(file).fingerprint())
+    assert len(hashes) == 5
     assert TextData("d", ["ab"]).fingerprint() != TextData("d", ["a", "b"]).fingerprint()
     assert RandomTokens(1).fingerprint() != RandomTokens(2).fingerprint()
 

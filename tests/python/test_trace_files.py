@@ -146,7 +146,7 @@ def test_an_exception_leaves_a_valid_trace_that_can_be_resumed(tmp_path):
         first.append(sequence(11), "a")
         raise KeyboardInterrupt
     assert Trace.open(path).lengths.tolist() == [10, 11]
-    with writer(path, resume=True) as second:
+    with writer(path, resume=True, shard_bytes=1) as second:
         assert second.num_sequences == 2
         second.append(sequence(12), "b")
         assert second.num_sequences == 3
@@ -170,7 +170,7 @@ def test_what_a_killed_process_had_written_can_be_resumed(tmp_path):
         Trace.open(path)
     with pytest.raises(FileError, match="--resume goes on with it"):
         writer(path)
-    with writer(path, resume=True) as second:
+    with writer(path, resume=True, shard_bytes=1) as second:
         assert second.num_sequences == 2
         second.append(sequence(12), "b")
     assert Trace.open(path).lengths.tolist() == [10, 11, 12]

@@ -240,7 +240,7 @@ def test_both_engines_describe_the_model_alike_and_tokenise_alike(both):
         b.moe_layers,
     )
     assert b.expert_bytes == 2 * a.expert_bytes  # bfloat16 in the file, float32 in this engine
-    assert (ours.vocab_size, ours.end_of_text) == (theirs.vocab_size, theirs.end_of_text)
+    assert (ours.vocab_size, ours.separator) == (theirs.vocab_size, theirs.separator)
     assert ours.encode("def main():\n") == theirs.encode("def main():\n")
 
 

@@ -31,7 +31,7 @@ Examples:
 A TRACE is a file that moe-trace wrote, one of its shards, or a folder with one trace.
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 

@@ -44,7 +44,7 @@ Many prompts at once:
   moe-run --batch prompts.jsonl -o texts.jsonl --predictor predictor.safetensors
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moerun_tools import interrupts
 from moerun_tools.cache_options import cache_arguments, cache_options
 from moerun_tools.command import FiniteFloat, ToolCommand, write_out
 from moerun_tools.trace_options import (
@@ -279,7 +280,7 @@ def record_command(
         for line in closing_lines(summary, notes, is_interrupted):
             click.echo(line, err=is_interrupted)
     if is_interrupted:
-        sys.exit(130)
+        sys.exit(interrupts.exit_code())
 
 
 def _parse_domains(data: tuple[str, ...], random_tokens: bool) -> dict[str, str]:

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from moerun.errors import FileError, FormatError, MissingFileError
-from moerun.recording.readers import Piece, check_readable, read_pieces
+from moerun.recording.data_fingerprint import data_fingerprint
+from moerun.recording.piece import Piece
+from moerun.recording.readers import check_readable, read_pieces
 from moerun.user_files import user_path
 
 Warn = Callable[[str], None]
@@ -44,8 +46,8 @@ class FileData:
         domain: its name.
         files: read in this order.
         root: names of files are told apart by their path from here.
-        text_field: name of the text in JSON lines and parquet files.
-        skip_bad: leave out files that are empty or cannot be read.
+        text_field: name of the text in JSON, CSV, TSV and parquet files.
+        skip_bad: leave out files that are empty, cannot be read or hold no known data.
         warn: told about each file that is left out.
     """
 
@@ -82,24 +84,25 @@ class FileData:
         All are looked at here, so that a bad one is known before hours of work.
 
         Raises:
+            InvalidArgumentError: `path` is no path.
             MissingFileError: there is no such file or directory.
             FileError: a file cannot be read, or the directory holds none.
-            FormatError: a file is empty.
+            FormatError: a file is empty, or of a format that is not read.
         """
-        root = user_path(path)
-        if root.is_dir():
+        root = user_path(path, f"the path of the domain {domain!r}")
+        if os.path.isdir(root):
             files = _files_below(root, _Skipping(skip_bad, warn))
             if not files:
                 raise FileError(f"the directory {root} of the domain {domain!r} holds no files")
             random.Random(seed).shuffle(files)
         else:
-            if not root.exists():
+            if not os.path.lexists(root):
                 raise MissingFileError(f"there is no file or directory {root} (domain {domain!r})")
             files, root = [root], root.parent
         data = cls(domain, [], root, text_field=text_field, skip_bad=skip_bad, warn=warn)
         for file in files:
             with data._skipping:
-                check_readable(file)
+                check_readable(file, text_field)
                 data.files.append(file)
         if not data.files:
             raise FileError(f"no file of the domain {domain!r} can be used: {path}")
@@ -117,18 +120,8 @@ class FileData:
                 yield Piece("", True, str(file))
 
     def fingerprint(self) -> str:
-        """Return a hash of the names, sizes and times of change of the files."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            try:
-                status = file.stat()
-            except OSError as error:
-                raise FileError(f"{file} cannot be read: {error.strerror}") from error
-            name = os.path.relpath(file, self._root)
-            digest.update(
-                f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace")
-            )
-        return digest.hexdigest()[:32]
+        """Return a hash of the names and contents of the files; samples of large ones."""
+        return data_fingerprint(self.files, self._root)
 
 
 class _Skipping:

@@ -59,8 +59,8 @@ class Engine(Protocol):
         """Token ids are below."""
 
     @property
-    def end_of_text(self) -> int | None:
-        """The token that ends a text, None where the model has none."""
+    def separator(self) -> int | None:
+        """The token between two documents, None for none; see `separator_token`."""
 
     @property
     def stacks(self) -> Sequence[Stack]:

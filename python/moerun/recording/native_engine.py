@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moerun.errors import MissingFileError
 from moerun.model import Model
+from moerun.recording.documents import separator_token
 from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
 from moerun.recording.model_files import model_fingerprint
 from moerun.tokenizer import Tokenizer
@@ -31,8 +32,6 @@ class NativeEngine:
         self._model = model
         config = model.config
         self.vocab_size: int = config["vocab_size"]
-        eos_ids: list[int] = list(config["eos_token_ids"])
-        self.end_of_text = eos_ids[0] if eos_ids else None
         num_experts = int(config["num_experts"])
         layers = tuple(model.moe_layers)
         total_bytes = int(model.stats()["cache"]["total_expert_bytes"])
@@ -75,6 +74,12 @@ class NativeEngine:
     def notes(self) -> list[str]:
         """Return nothing: what this engine records is what the model used."""
         return []
+
+    @cached_property
+    def separator(self) -> int | None:
+        """The token between two documents, None for none; see `separator_token`."""
+        model_ids = list(self._model.config["eos_token_ids"])
+        return separator_token(self._model.path, self.encode, model_ids, self.vocab_size)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

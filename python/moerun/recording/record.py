@@ -23,6 +23,7 @@ from moerun.trace.header import partial_folder, shards_on_disk
 
 _SUFFIX = ".safetensors"
 _MAX_SEED = 2**64
+MAX_TOKENS = 2**31 - 1  # of a sequence, and sequences of a domain
 
 
 @dataclass
@@ -104,9 +105,9 @@ def record(
         FormatError: data are empty or wrong.
     """
     options = options or TraceOptions()
-    check_int("length", length, 1)
-    check_int("samples", samples, 1)
-    check_int("generate", options.generate, 0)
+    check_int("length", length, 1, MAX_TOKENS)
+    check_int("samples", samples, 1, MAX_TOKENS)
+    check_int("generate", options.generate, 0, MAX_TOKENS)
     check_number("temperature", options.temperature, 0)
     check_int("seed", seed, 0, _MAX_SEED - 1)
     if not sources:
@@ -128,6 +129,7 @@ def record(
         "length": length,
         "samples": samples,
         "seed": seed,
+        "separator": engine.separator,
         "data": {source.domain: source.fingerprint() for source in sources},
     }
     # The first sequence of every domain: what is wrong there shows before the first is traced.
@@ -136,7 +138,7 @@ def record(
             source,
             engine.encode,
             vocab_size=engine.vocab_size,
-            end_of_text=engine.end_of_text,
+            separator=engine.separator,
             length=length,
             samples=samples,
         )

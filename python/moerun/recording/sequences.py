@@ -20,13 +20,13 @@ def sequences_of(
     encode: Encode,
     *,
     vocab_size: int,
-    end_of_text: int | None,
+    separator: int | None,
     length: int,
     samples: int,
 ) -> Sequences:
     """Return up to `samples` sequences of exactly `length` tokens, read as they are asked for.
 
-    Documents stand one after the other, with the token that ends a text between them; what is left
+    Documents stand one after the other, with a separator between them; what is left
     at the end is dropped. Rows of token ids that have this length are sequences as they are. The
     first sequence is made here and now.
 
@@ -34,7 +34,7 @@ def sequences_of(
         source: the documents.
         encode: turns text into token ids, without special tokens.
         vocab_size: token ids must be below.
-        end_of_text: token between documents, None for none.
+        separator: token between documents, None for none.
         length: tokens of a sequence.
         samples: most sequences.
 
@@ -43,17 +43,17 @@ def sequences_of(
         FileError: a file cannot be read.
         FormatError: a file is empty or wrong, or a token id is outside the vocabulary.
     """
-    packed = _pack(source, encode, vocab_size, end_of_text, length)
+    packed = _pack(source, encode, vocab_size, separator, length)
     first = next(packed)  # raises when there is none
     return chain([first], islice(packed, samples - 1))
 
 
 def _pack(
-    source: DataSource, encode: Encode, vocab_size: int, end_of_text: int | None, length: int
+    source: DataSource, encode: Encode, vocab_size: int, separator: int | None, length: int
 ) -> Sequences:
     waiting = np.zeros(0, np.int32)
     has_sequence = False
-    for tokens, is_row in _tokens(source, encode, vocab_size, end_of_text, length):
+    for tokens, is_row in _tokens(source, encode, vocab_size, separator, length):
         if is_row:
             has_sequence = True
             yield tokens
@@ -73,7 +73,7 @@ def _pack(
 
 
 def _tokens(
-    source: DataSource, encode: Encode, vocab_size: int, end_of_text: int | None, length: int
+    source: DataSource, encode: Encode, vocab_size: int, separator: int | None, length: int
 ) -> Iterator[tuple[NDArray[np.int32], bool]]:
     """Yield the tokens of all documents, piece by piece, and whether they are a sequence."""
     document_has_tokens = False
@@ -97,6 +97,6 @@ def _tokens(
         if len(ids) != 0:
             yield ids, False
         if piece.ends_document:
-            if document_has_tokens and end_of_text is not None:
-                yield np.array([end_of_text], np.int32), False
+            if document_has_tokens and separator is not None:
+                yield np.array([separator], np.int32), False
             document_has_tokens = False

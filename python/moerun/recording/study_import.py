@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from moerun import _moerun
 from moerun.arguments import check_int
-from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.errors import FormatError, InvalidArgumentError, MissingFileError
+from moerun.recording.data_fingerprint import data_fingerprint
 from moerun.recording.interrupts import interrupts_delayed
+from moerun.safetensors_file import read_header
 from moerun.trace import SequenceRouting, TraceWriter
+from moerun.user_files import open_regular, read_at, user_path
 
 _NAME = re.compile(r"(.+)_(\d{2,4})\.safetensors")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -51,14 +51,9 @@ class Dump:
         """
         _, tokens, experts = self.shape
         size = tokens * experts * np.dtype(_DTYPES[self.dtype]).itemsize
-        try:
-            with self.file.open("rb") as opened:
-                opened.seek(self.offset + index * size)
-                data = opened.read(size)
-        except OSError as error:
-            raise FileError(f"{self.file} cannot be read: {error.strerror}") from error
-        if len(data) != size:
-            raise FormatError(f"{self.file} became shorter while it was read")
+        data = bytearray(size)
+        with open_regular(self.file) as opened:
+            read_at(opened, self.offset + index * size, data, str(self.file))
         raw = np.frombuffer(data, _DTYPES[self.dtype]).reshape(tokens, experts)
         if self.dtype == "BF16":
             logits = (raw.astype(np.uint32) << 16).view(np.float32)
@@ -135,7 +130,7 @@ def import_study(
             "engine": "import",
             "phase": "prefill",
             "created_by": f"moerun {_moerun.__version__}",
-            "recording": json.dumps({"files": _fingerprint(files.values())}),
+            "recording": json.dumps({"files": _fingerprint(list(files.values()))}),
         },
         shard_bytes=shard_bytes,
         overwrite=overwrite,
@@ -177,11 +172,11 @@ def _find(
 ) -> tuple[str, dict[int, Path]]:
     """Return the name of the model and its files, by layer."""
     models: dict[str, dict[int, Path]] = {}
-    folders = [Path(path) for path in paths]
+    folders = [user_path(path, "the path of a dump") for path in paths]
     for path in folders:
-        if path.is_dir():
+        if os.path.isdir(path):
             files = sorted(path.iterdir())
-        elif path.exists():
+        elif os.path.lexists(path):
             files = [path]
             if not _NAME.fullmatch(path.name):
                 raise InvalidArgumentError(
@@ -215,27 +210,17 @@ def _find(
 
 def _open(file: Path) -> dict[str, Dump]:
     """Return the tensors of a layer's file by name, in the order in which they are stored."""
-    try:
-        with safetensors.safe_open(str(file), "np"):
-            pass  # checks the header against the file
-        with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            header: dict[str, Any] = json.loads(opened.read(size))
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise FormatError(f"{file} is not a safetensors file: {error}") from None
-    header.pop("__metadata__", None)
+    with open_regular(file) as opened:
+        header = read_header(opened, str(file))
     dumps = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        shape = tuple(entry["shape"])
-        if len(shape) != 3 or 0 in shape or entry["dtype"] not in _DTYPES:
+    for name, place in header.tensors.items():
+        if len(place.shape) != 3 or 0 in place.shape or place.dtype not in _DTYPES:
             raise FormatError(
                 f"{file}: tensor {name!r}: expected router logits of shape [sequences, tokens, "
-                f"experts], found {entry['dtype']} of shape {list(shape)}"
+                f"experts], found {place.dtype} of shape {list(place.shape)}"
             )
-        offset = 8 + size + entry["data_offsets"][0]
-        dumps[name] = Dump(file, name, entry["dtype"], shape, offset)
+        sequences, tokens, experts = place.shape
+        dumps[name] = Dump(file, name, place.dtype, (sequences, tokens, experts), place.offset)
     if not dumps:
         raise FormatError(f"{file} holds no tensors")
     return dumps
@@ -259,9 +244,5 @@ def _check_alike(layers: Sequence[dict[str, Dump]]) -> None:
                 )
 
 
-def _fingerprint(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:32]
+def _fingerprint(files: Sequence[Path]) -> str:
+    return data_fingerprint(files, files[0].parent)

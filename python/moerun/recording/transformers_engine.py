@@ -13,8 +13,14 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from moerun.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedModelError
-from moerun.recording.engine import Stack, TraceOptions
+from moerun.errors import (
+    InvalidArgumentError,
+    MissingFileError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from moerun.recording.documents import separator_token
+from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
 from moerun.recording.expert_calls import ExpertCalls
 from moerun.recording.model_files import model_fingerprint
 from moerun.recording.routers import Watch, find_routers
@@ -58,7 +64,7 @@ class TransformersEngine:
         self,
         model: Any,
         model_name: str,
-        tokenizer: HubTokenizer,
+        tokenizer: HubTokenizer | None,
         settings: dict[str, Any],
     ) -> None:
         self.model_name = model_name
@@ -68,7 +74,6 @@ class TransformersEngine:
         self._is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
         text = model.config.get_text_config()
         self.vocab_size = int(getattr(text, "vocab_size", None) or model.config.vocab_size)
-        self.end_of_text = self._token("eos_token_id")
         most = getattr(text, "max_position_embeddings", None)
         self._max_tokens = most if isinstance(most, int) and most > 0 else None
         top_k = next((v for n in _TOP_K if isinstance(v := getattr(text, n, None), int)), None)
@@ -147,8 +152,19 @@ class TransformersEngine:
         """What `trace` records: one stack, or encoder and decoder as far as they have experts."""
         return [reader.stack for reader in self._readers]
 
+    @cached_property
+    def separator(self) -> int | None:
+        """The token between two documents, None for none; see `separator_token`."""
+        config = self._model.config
+        owners = (getattr(self._model, "generation_config", None), config, config.get_text_config())
+        model_ids = [getattr(owner, "eos_token_id", None) for owner in owners]
+        folder = None if self._tokenizer is None else self._tokenizer.folder
+        return separator_token(folder, self.encode, model_ids, self.vocab_size)
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens."""
+        if self._tokenizer is None:
+            raise MissingFileError(no_tokenizer(f"{self.model_name} has no tokenizer"))
         return self._tokenizer.encode(text)
 
     def trace(

@@ -257,6 +257,12 @@ class HubTokenizer:
         self._source = source
         self._trust_remote_code = trust_remote_code
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its files are, None if that cannot be told."""
+        path = local_files(self._source)
+        return path.parent if path is not None and path.is_file() else path
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ MAX_EXPERTS = 65535
 SUFFIX = ".safetensors"
 
 _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _OWN_KEYS = {"format", "version", "model", "num_experts", "top_k", "moe_layers", "domains"}
+_CHAIN_KEYS = {"contents", "previous", "shard_bytes"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class TraceHeader:
         moe_layers: numbers of the layers with experts, rising.
         domains: a label for each sequence of this file.
         extra: all other metadata.
+        contents: SHA-256 of the tensors; "" if the recorder left it out.
+        previous: SHA-256 of the header of the file before; "" in the first file. It ties the
+            files of a set together: those of another recording do not fit.
+        shard_bytes: size at which the recorder begins a new file, 0 if it is unknown.
     """
 
     model: str
@@ -39,11 +46,20 @@ class TraceHeader:
     moe_layers: tuple[int, ...]
     domains: tuple[str, ...]
     extra: dict[str, str]
+    contents: str = ""
+    previous: str = ""
+    shard_bytes: int = 0
 
     def as_metadata(self) -> dict[str, str]:
         """Return the metadata of a file with this header."""
+        chain = {
+            "contents": self.contents,
+            "previous": self.previous,
+            "shard_bytes": str(self.shard_bytes or ""),
+        }
         return {
             **self.extra,
+            **{key: value for key, value in chain.items() if value},
             "format": FORMAT,
             "version": VERSION,
             "model": self.model,
@@ -86,7 +102,16 @@ class TraceHeader:
             top_k=top_k,
             moe_layers=tuple(layers),
             domains=tuple(_json_list(metadata, "domains", str, file)),
-            extra={key: value for key, value in metadata.items() if key not in _OWN_KEYS},
+            extra={
+                key: value
+                for key, value in metadata.items()
+                if key not in _OWN_KEYS and key not in _CHAIN_KEYS
+            },
+            contents=_digest(metadata, "contents", file),
+            previous=_digest(metadata, "previous", file),
+            shard_bytes=_number(metadata, "shard_bytes", 1, 10**18, file)
+            if "shard_bytes" in metadata
+            else 0,
         )
 
 
@@ -102,6 +127,10 @@ def stem_of(path: Path) -> str:
     return path.name.removesuffix(SUFFIX)
 
 
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path) and not os.path.isdir(path)
+
+
 def partial_folder(path: Path) -> Path:
     """Return where the shards of a trace are while it is being recorded."""
     return path.with_name(path.name + ".partial")
@@ -109,12 +138,15 @@ def partial_folder(path: Path) -> Path:
 
 def shards_on_disk(path: Path) -> list[Path]:
     """Return the files of the trace `path` that exist: itself, or its shards in order."""
-    if path.is_file():
+    if _is_there(path):
         return [path]
     stem = stem_of(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return []
-    names = ((file, _SHARD_NAME.fullmatch(file.name)) for file in path.parent.iterdir())
+    try:
+        names = [(file, _SHARD_NAME.fullmatch(file.name)) for file in path.parent.iterdir()]
+    except OSError as error:
+        raise FileError(f"{path.parent} cannot be read: {error.strerror}") from error
     return sorted(file for file, match in names if match and match[1] == stem)
 
 
@@ -125,15 +157,15 @@ def find_files(path: Path) -> list[Path]:
         MissingFileError: there is no trace, or a shard of it is missing.
         FileError: there are several.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _files_in(path)
     match = _SHARD_NAME.fullmatch(path.name)
     base = path.with_name(match[1] + SUFFIX) if match else path
-    if path.is_file() and not match:
-        return [path]
+    if not match and _is_there(path):
+        return [path]  # what is no regular file is named when it is opened
     shards = [file for file in shards_on_disk(base) if file != base]
     if not shards:
-        if partial_folder(base).is_dir():
+        if os.path.isdir(partial_folder(base)):
             raise MissingFileError(
                 f"{base} is an unfinished recording: finish it with moe-trace record --resume"
             )
@@ -148,9 +180,12 @@ def find_files(path: Path) -> list[Path]:
     there = {_shard_numbers(file)[0] for file in shards}
     missing = [index for index in range(1, count + 1) if index not in there]
     if missing or len(there) != count:
+        hint = ""
+        if os.path.isdir(partial_folder(base)):
+            hint = "; an unfinished recording is there: finish it with moe-trace record --resume"
         raise MissingFileError(
             f"{base}: expected {count} shards, missing "
-            f"{_list([shard_path(base, index, count).name for index in missing[:5]])}"
+            f"{_list([shard_path(base, index, count).name for index in missing[:5]])}{hint}"
         )
     return shards
 
@@ -187,12 +222,21 @@ def _found(value: str | None) -> str:
 
 def _number(metadata: Mapping[str, str], key: str, least: int, most: int, file: Path) -> int:
     text = metadata.get(key)
-    if text is None or not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+    if text is None or not re.fullmatch(r"[0-9]{1,19}", text) or not least <= int(text) <= most:
         raise FormatError(
             f"{file}: metadata {key}: expected a number from {least} to {most}, found "
             f"{_found(text)}"
         )
     return int(text)
+
+
+def _digest(metadata: Mapping[str, str], key: str, file: Path) -> str:
+    text = metadata.get(key, "")
+    if text and not _DIGEST.fullmatch(text):
+        raise FormatError(
+            f"{file}: metadata {key}: expected 64 hexadecimal digits, found {_found(text)}"
+        )
+    return text
 
 
 def _is_plain(item: Any, kind: type) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.errors import FileError, FormatError, InvalidArgumentError, MissingFileError
+from moerun.errors import FileError, FormatError, InvalidArgumentError
+from moerun.safetensors_file import TensorPlace, header_digest, read_header, read_tensor
 from moerun.trace.header import TraceHeader, find_files
+from moerun.user_files import open_regular, user_path
 
 # Tensors by name: dtypes as safetensors names them, and what the axes are.
 _REQUIRED = {
@@ -41,17 +42,31 @@ class TraceShard:
         header: its metadata.
         first_sequence: number of sequences in the files before.
         lengths: (S) int32, tokens of each sequence.
+        places: where the tensors are in the file, by name.
+        digest: SHA-256 of the header of the file.
+        begin: byte of `file` where it begins; above 0 in a journal only.
     """
 
     file: Path
     header: TraceHeader
     first_sequence: int
     lengths: NDArray[np.int32]
+    places: Mapping[str, TensorPlace]
+    digest: str
+    begin: int = 0
 
     @property
     def domains(self) -> tuple[str, ...]:
         """A label for each sequence."""
         return self.header.domains
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of what there is beside `expert_ids` and `lengths`."""
+        optional = self.places.keys() & _OPTIONAL.keys()
+        if self.header.extra.get("token_ids") != "unknown":
+            optional |= {"token_ids"}
+        return frozenset(optional)
 
     @cached_property
     def expert_ids(self) -> NDArray[np.uint16]:
@@ -72,13 +87,16 @@ class TraceShard:
 
         Raises:
             InvalidArgumentError: this trace has no such tensor.
-            FileError: the file cannot be read any more.
+            FileError: the file cannot be read any more, or is another one now.
+            OutOfMemoryError: there is not enough memory for it.
         """
-        with _open(self.file) as file:
-            if name not in file.keys():  # noqa: SIM118 (not a mapping)
-                raise InvalidArgumentError(f"{self.file} has no tensor {name}")
-            array: NDArray[Any] = file.get_tensor(name)
-            return array
+        if name not in self.places:
+            raise InvalidArgumentError(f"{self.file} has no tensor {name}")
+        where = str(self.file)
+        with open_regular(self.file) as file:
+            if header_digest(file, where, self.begin) != self.digest:
+                raise FileError(f"{where} was written anew since it was opened; open it again")
+            return read_tensor(file, self.places[name], where)
 
 
 class Trace:
@@ -97,7 +115,7 @@ class Trace:
         tensors: names of what there is beside `expert_ids` and `lengths`, in every file.
     """
 
-    def __init__(self, path: Path, shards: list[TraceShard], tensors: frozenset[str]) -> None:
+    def __init__(self, path: Path, shards: list[TraceShard]) -> None:
         self.path = path
         self._shards = shards
         header = shards[0].header
@@ -109,7 +127,7 @@ class Trace:
         self.domains = [domain for shard in shards for domain in shard.domains]
         self.lengths: NDArray[np.int32] = np.concatenate([shard.lengths for shard in shards])
         self.metadata = dict(header.extra)
-        self.tensors = tensors
+        self.tensors = frozenset.intersection(*(shard.tensors for shard in shards))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Trace:
@@ -120,23 +138,24 @@ class Trace:
                 and so on; or a folder with one trace in it.
 
         Raises:
+            InvalidArgumentError: `path` is not a str or a path.
             MissingFileError: there is no trace, or a shard is missing.
             FileError: a file cannot be read, or a folder holds several traces.
             FormatError: a file is not a trace, is of another version, lacks a tensor, or the
                 files do not belong together.
         """
-        name = Path(path)
+        name = user_path(path, "the path of a trace")
         shards: list[TraceShard] = []
-        tensors: list[frozenset[str]] = []
         num_sequences = 0
         for file in find_files(name):
-            shard, names = _open_shard(file, num_sequences)
+            shard = open_shard(file, num_sequences)
             if shards:
                 _check_same(shards[0], shard)
             shards.append(shard)
-            tensors.append(names)
             num_sequences += len(shard.lengths)
-        return cls(name, shards, frozenset.intersection(*tensors))
+        if len(shards) > 1:
+            _check_chain(shards)
+        return cls(name, shards)
 
     @property
     def num_sequences(self) -> int:
@@ -167,7 +186,7 @@ class Trace:
     def shards(self) -> Iterator[TraceShard]:
         """Yield the files one after the other; what has been read of one is not kept."""
         for shard in self._shards:
-            yield TraceShard(shard.file, shard.header, shard.first_sequence, shard.lengths)
+            yield replace(shard)  # without what this one has read
 
     def __enter__(self) -> Trace:
         return self
@@ -183,42 +202,51 @@ class Trace:
         )
 
 
-def _open(file: Path) -> Any:
-    try:
-        file.open("rb").close()  # the library takes every failure for a missing file
-        return safetensors.safe_open(str(file), "np")
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {file}") from None
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise FormatError(f"{file} is not a safetensors file: {error}") from None
+def open_shard(file: Path, first_sequence: int = 0) -> TraceShard:
+    """Open one file of a trace and check it as a trace of its own.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: it is no trace, or something in it is wrong.
+    """
+    with open_regular(file) as opened:
+        return open_part(opened, file, first_sequence=first_sequence)
 
 
-def _open_shard(file: Path, first_sequence: int) -> tuple[TraceShard, frozenset[str]]:
-    with _open(file) as opened:
-        header = TraceHeader.parse(opened.metadata(), file)
-        names = set(opened.keys())
-        for name in _REQUIRED:
-            if name not in names:
-                raise FormatError(f"{file}: the tensor {name} is missing")
-        sizes = {"S": len(header.domains), "L": len(header.moe_layers), "K": header.top_k}
-        sizes |= {"E": header.num_experts, "5": 5}
-        for name, (dtypes, axes) in {**_REQUIRED, **_OPTIONAL}.items():
-            if name in names:
-                part = opened.get_slice(name)
-                _check_tensor(file, name, part.get_dtype(), part.get_shape(), dtypes, axes, sizes)
-        lengths = opened.get_tensor("lengths")
+def open_part(
+    opened: BinaryIO, file: Path, begin: int = 0, end: int | None = None, first_sequence: int = 0
+) -> TraceShard:
+    """Open a file of a trace that lies from byte `begin` to `end` in another file.
+
+    Args:
+        opened: `file`, opened by `open_regular`.
+        file: its name.
+        begin: its first byte.
+        end: the byte after its last one, None for the end of `file`.
+        first_sequence: number of its first sequence.
+
+    Raises:
+        FileError, FormatError: as `open_shard`.
+    """
+    found = read_header(opened, str(file), begin=begin, end=end)
+    header = TraceHeader.parse(found.metadata, file)
+    for name in _REQUIRED:
+        if name not in found.tensors:
+            raise FormatError(f"{file}: the tensor {name} is missing")
+    sizes = {"S": len(header.domains), "L": len(header.moe_layers), "K": header.top_k}
+    sizes |= {"E": header.num_experts, "5": 5}
+    for name, (dtypes, axes) in {**_REQUIRED, **_OPTIONAL}.items():
+        if name in found.tensors:
+            place = found.tensors[name]
+            _check_tensor(file, name, place.dtype, list(place.shape), dtypes, axes, sizes)
+    lengths = read_tensor(opened, found.tensors["lengths"], str(file))
     wrong = np.flatnonzero((lengths < 1) | (lengths > sizes["T"]))
     if len(wrong) != 0:
         raise FormatError(
             f"{file}: lengths[{wrong[0]}]: expected 1 to {sizes['T']} tokens, found "
             f"{lengths[wrong[0]]}"
         )
-    optional = names & _OPTIONAL.keys()
-    if header.extra.get("token_ids") != "unknown":
-        optional |= {"token_ids"}
-    return TraceShard(file, header, first_sequence, lengths), frozenset(optional)
+    return TraceShard(file, header, first_sequence, lengths, found.tensors, found.digest, begin)
 
 
 def _check_tensor(
@@ -254,6 +282,20 @@ def _check_same(first: TraceShard, other: TraceShard) -> None:
             raise FormatError(
                 f"{other.file} does not belong to {first.file}: its {name} is {_short(b)}, not "
                 f"{_short(a)}"
+            )
+
+
+def _check_chain(shards: list[TraceShard]) -> None:
+    """Check that every file was written after the one before it, in one recording."""
+    if not any(shard.header.contents or shard.header.previous for shard in shards):
+        return  # from a recorder that ties nothing together
+    for before, shard in zip([None, *shards], shards, strict=False):
+        expected = "" if before is None else before.digest
+        if shard.header.previous != expected or not shard.header.contents:
+            raise FormatError(
+                f"{shard.file} does not belong to {(before or shards[1]).file}: they are of two "
+                "recordings with one name. Take all files from one of them, or record again with "
+                "--overwrite"
             )
 
 

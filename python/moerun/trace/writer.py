@@ -5,40 +5,46 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-from numpy.typing import NDArray
-
-from moerun import _moerun
-from moerun.arguments import check_int, check_str
+from moerun.arguments import check_int, check_number, check_str
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.trace.header import (
     MAX_EXPERTS,
     SUFFIX,
     TraceHeader,
-    partial_folder,
-    shard_path,
     shards_on_disk,
-    stem_of,
 )
-from moerun.trace.reader import Trace
-from moerun.trace.routing import NO_PREDICTION, SequenceRouting
-
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
+from moerun.trace.journal import Journal, read_journal
+from moerun.trace.reader import Trace, TraceShard, open_shard
+from moerun.trace.routing import SequenceRouting
+from moerun.trace.sequence_check import check_sequence, optional_tensors
+from moerun.trace.shard_file import (
+    Labelled,
+    ShardSize,
+    load_sequences,
+    save_shard,
+)
+from moerun.trace.work_folder import WorkFolder
+from moerun.user_files import user_path
 
 
 class TraceWriter:
     """Writes a trace; a context manager that leaves a valid one however its block ends.
 
-    While it is open, full shards are in the folder `<path>.partial`. `close` gives them their
-    names: `path` itself, or `stem-00001-of-00003.safetensors` and so on. The end of the block
-    closes, also after an exception: what was appended is a trace of its own, which `resume` can
-    go on with; `discard` drops it instead. After a crash the folder is still there, and `resume`
-    goes on with what is in it.
+    While it is open, full shards are in the folder `<path>.partial`, and every few seconds the
+    sequences of the next one go to a journal there. `close` gives the shards their names: `path`
+    itself, or `stem-00001-of-00003.safetensors` and so on. The end of the block closes, also after
+    an exception: the sequences so far are a trace of their own, which `resume` can go on with;
+    `discard` drops it instead. After a crash the folder is still there, and `resume` goes on with
+    the sequences in it. The files depend on the arguments and the sequences alone: not on time,
+    nor on how often a recording was interrupted and resumed.
+
+    One writer at a time writes to a name: a lock in the folder, which ends with the process,
+    keeps others out.
 
     Args:
         path: where the trace goes; ends in .safetensors.
@@ -51,10 +57,12 @@ class TraceWriter:
         resume: append to what is there, which must have the same arguments; if nothing is there,
             begin.
         overwrite: replace what is there, at the end.
+        journal_seconds: a sequence that is appended this long after the last writing is written
+            with those before it.
 
     Raises:
         FileError: there is a trace of this name already and neither `resume` nor `overwrite` is
-            set; or a file cannot be written.
+            set; another process writes to it; or a file cannot be written.
         InvalidArgumentError: an argument is out of its range, or differs from what is there.
         FormatError: what is there is damaged.
     """
@@ -71,8 +79,9 @@ class TraceWriter:
         shard_bytes: int = 256 * 2**20,
         resume: bool = False,
         overwrite: bool = False,
+        journal_seconds: float = 5.0,
     ) -> None:
-        self.path = Path(path)
+        self.path = user_path(path, "the path of a trace")
         if not self.path.name.endswith(SUFFIX) or self.path.name == SUFFIX:
             raise InvalidArgumentError(
                 f"a trace is a *{SUFFIX} file, not {self.path}; try {self.path}{SUFFIX}"
@@ -80,10 +89,13 @@ class TraceWriter:
         layers = tuple(check_int("a number in moe_layers", n, 0, 2**20) for n in moe_layers)
         if not layers or any(a >= b for a, b in itertools.pairwise(layers)):
             raise InvalidArgumentError(f"moe_layers: expected rising layer numbers, found {layers}")
-        check_int("shard_bytes", shard_bytes, 1)
+        check_int("shard_bytes", shard_bytes, 1, 10**18)
+        self._journal_seconds = check_number("journal_seconds", journal_seconds, 0)
         for key, value in (metadata or {}).items():
             check_str("a key of metadata", key)
             check_str(f"metadata[{key!r}]", value)
+        check_int("num_experts", num_experts, 0)
+        check_int("top_k", top_k, 0)
         if not 1 <= top_k <= num_experts <= MAX_EXPERTS:
             raise InvalidArgumentError(
                 f"expected 1 <= top_k <= num_experts <= {MAX_EXPERTS}, found top_k = {top_k} and "
@@ -96,32 +108,30 @@ class TraceWriter:
             layers,
             (),
             dict(metadata or {}),
+            shard_bytes=shard_bytes,
         )
-        self._shard_bytes = shard_bytes
-        self._folder = partial_folder(self.path)
         self._has: tuple[str, ...] | None = None  # optional tensors, as the first sequence has them
-        self._waiting: list[tuple[SequenceRouting, str]] = []
-        self._waiting_bytes = 0
+        self._waiting: list[Labelled] = []
+        self._size = ShardSize(self._header, shard_bytes)
         self._written: list[Path] = []
-        self._num_written = 0
+        self._num_written = 0  # sequences in full shards
+        self._num_safe = 0  # sequences on the disk, in shards or in the journal
+        self._previous = ""  # digest of the last full shard
+        self._written_at = time.monotonic()
         self._is_closed = False
-        self._replaced = [] if resume else shards_on_disk(self.path)
-        there = [*shards_on_disk(self.path), *self._partial_shards()]
-        if there and not resume and not overwrite:
-            raise FileError(
-                f"{there[0]} exists already: --resume goes on with it, --overwrite replaces it"
-            )
-        if resume and shards_on_disk(self.path) and not self._partial_shards():
-            self._check_resumed(Trace.open(self.path))  # before anything is moved
+        self._replaced: list[Path] = []
+        self._folder = WorkFolder(self.path)
+        self._journal = Journal(self._folder.journal)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if resume:
-                self._take_back()
-            else:
-                for file in self._partial_shards():
-                    file.unlink()
+            self._begin(resume, overwrite)
         except OSError as error:
+            self._folder.leave()
+            if isinstance(error, FileError):
+                raise
             raise FileError(f"{self.path} cannot be written: {error.strerror}") from error
+        except BaseException:
+            self._folder.leave()
+            raise
 
     @property
     def num_sequences(self) -> int:
@@ -139,11 +149,19 @@ class TraceWriter:
         if self._is_closed:
             raise InvalidArgumentError(f"{self.path} is closed: nothing can be appended to it")
         check_str("domain", domain)
-        self._check(routing)
-        self._waiting.append((routing, domain))
-        self._waiting_bytes += _bytes_of(routing)
-        if self._waiting_bytes >= self._shard_bytes:
-            self._write_shard()
+        check_sequence(routing, self._header)
+        has = optional_tensors(routing)
+        if self._has is not None and has != self._has:
+            raise InvalidArgumentError(
+                f"expected the tensors {list(self._has)} as for the sequences before, found "
+                f"{list(has)}"
+            )
+        self._has = has
+        self._keep([(routing, domain)])
+        if self._size.is_full:
+            self._written.append(self._write_shard())
+        elif time.monotonic() - self._written_at >= self._journal_seconds:
+            self._write_journal()
 
     def close(self) -> list[Path]:
         """Write what is left and give all files their names; closing twice is fine.
@@ -156,22 +174,20 @@ class TraceWriter:
         """
         if self._is_closed:
             return list(self._written)
-        if self._waiting:
-            self._write_shard()
-        shards = self._written
-        try:
-            if shards:
-                for file in self._replaced:
-                    file.unlink()
-            for index, file in enumerate(shards):
-                target = shard_path(self.path, index + 1, len(shards))
-                os.replace(file, target)
-                shards[index] = target
-            self._folder.rmdir()
-        except OSError as error:
-            raise FileError(f"{self.path} cannot be written: {error.strerror}") from error
         self._is_closed = True
-        return list(shards)
+        try:
+            if self._waiting:
+                self._written.append(self._write_shard())
+            shards, self._written = self._written, []
+            self._journal.close()
+            self._written = self._folder.move_out(shards, self._replaced if shards else [])
+        except OSError as error:
+            self._written = []
+            self._folder.leave()
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{self.path} cannot be written: {error.strerror}") from error
+        return list(self._written)
 
     def discard(self) -> None:
         """Drop everything that was appended; a trace that was to be replaced stays as it was.
@@ -185,11 +201,10 @@ class TraceWriter:
             return
         self._is_closed = True
         self._waiting = []
+        self._written = []
+        self._journal.close()
         try:
-            for file in self._written:
-                file.unlink()
-            self._written = []
-            self._folder.rmdir()
+            self._folder.remove()
         except OSError as error:
             raise FileError(f"{self._folder} cannot be removed: {error.strerror}") from error
 
@@ -199,38 +214,107 @@ class TraceWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _partial_shards(self) -> list[Path]:
-        return sorted(self._folder.glob(f"[0-9]*{SUFFIX}")) if self._folder.is_dir() else []
+    def _begin(self, resume: bool, overwrite: bool) -> None:
+        """Find what is there, under the lock: go on with it, replace it, or refuse."""
+        outside, inside = shards_on_disk(self.path), self._folder.files()
+        if (outside or inside) and not resume and not overwrite:
+            raise FileError(
+                f"{[*outside, *inside][0]} exists already: --resume goes on with it, --overwrite "
+                "replaces it"
+            )
+        self._folder.clean()
+        if not resume:
+            self._replaced = outside
+            for file in inside:
+                file.unlink()
+            return
+        if self._folder.is_moving:
+            self._folder.finish_moving()
+        elif outside and not inside:
+            for shard in Trace.open(self.path).shards():
+                self._check_resumed(shard)  # before anything is moved
+            self._folder.take_in(len(outside))
+        else:  # a recording that was to replace a trace did not reach its end
+            self._replaced = outside
+        self._go_on()
 
-    def _partial_path(self, index: int) -> Path:
-        return self._folder / f"{index:05d}{SUFFIX}"
+    def _go_on(self) -> None:
+        """Count the full shards, and take the other sequences back to memory."""
+        shards = self._folder.shards()
+        for index, file in enumerate(shards, start=1):
+            if file != self._folder.shard(index):
+                raise FormatError(f"{self._folder.shard(index)} is missing")
+            shard = open_shard(file)
+            self._check_resumed(shard)
+            if shard.header.previous != self._previous:
+                raise FormatError(f"{file} does not belong to {self._folder.shard(index - 1)}")
+            if index == len(shards) and not self._fills(shard):
+                self._keep(load_sequences(shard))
+            else:
+                self._written.append(file)
+                self._num_written += len(shard.lengths)
+                self._previous = shard.digest
+        self._num_safe = self.num_sequences
+        good_bytes = 0
+        records = read_journal(self._journal.path) if self._journal.path.exists() else iter(())
+        for first, record, end in records:
+            self._check_resumed(record)
+            if first > self.num_sequences:
+                raise FormatError(
+                    f"{self._journal.path} goes on with sequence {first}, expected "
+                    f"{self.num_sequences}"
+                )
+            self._keep(load_sequences(record)[self.num_sequences - first :])
+            good_bytes = end
+        self._num_safe = self.num_sequences
+        self._journal.cut(good_bytes)
 
-    def _take_back(self) -> None:
-        """Move the files of a finished trace back to where those of an unfinished one are."""
-        stem = stem_of(self.path)
-        for file in shards_on_disk(self.path):
-            number = file.name[len(stem) + 1 : len(stem) + 6]
-            os.replace(file, self._partial_path(1 if file == self.path else int(number)))
-        for index, file in enumerate(self._partial_shards(), start=1):
-            if file != self._partial_path(index):
-                raise FormatError(f"{self._folder}: {self._partial_path(index).name} is missing")
-            found = Trace.open(file)
-            self._check_resumed(found)
-            self._written.append(file)
-            self._num_written += found.num_sequences
+    def _fills(self, shard: TraceShard) -> bool:
+        """Return whether a shard is full; only the last of a trace may not be."""
+        size = ShardSize(self._header, self._header.shard_bytes)
+        events = shard.places["cache_events"].shape[0] if "cache_events" in shard.places else 0
+        for tokens, domain in zip(shard.lengths.tolist(), shard.domains, strict=True):
+            size.add(tokens, sorted(shard.tensors), events, domain)
+            events = 0  # the sum counts, not whose they are
+        return size.is_full
 
-    def _check_resumed(self, found: Trace) -> None:
-        header = self._header
+    def _keep(self, sequences: Sequence[Labelled]) -> None:
+        for routing, domain in sequences:
+            self._waiting.append((routing, domain))
+            events = 0 if routing.cache_events is None else len(routing.cache_events)
+            self._size.add(routing.num_tokens, optional_tensors(routing), events, domain)
+
+    def _write_shard(self) -> Path:
+        target = self._folder.shard(len(self._written) + 1)
+        self._previous = save_shard(target, self._header, self._waiting, self._previous)
+        self._num_written += len(self._waiting)
+        self._num_safe = self._num_written
+        self._waiting = []
+        self._size.clear()
+        self._journal.cut(0)
+        self._written_at = time.monotonic()
+        return target
+
+    def _write_journal(self) -> None:
+        unsafe = self._waiting[self._num_safe - self._num_written :]
+        if unsafe:
+            self._journal.append(self._header, self._num_safe, unsafe)
+            self._num_safe = self.num_sequences
+        self._written_at = time.monotonic()
+
+    def _check_resumed(self, shard: TraceShard) -> None:
+        found, header = shard.header, self._header
         wanted = {
             "model": (found.model, header.model),
             "num_experts": (found.num_experts, header.num_experts),
             "top_k": (found.top_k, header.top_k),
-            "moe_layers": (found.moe_layers, list(header.moe_layers)),
+            "moe_layers": (list(found.moe_layers), list(header.moe_layers)),
             **{
-                key: (found.metadata.get(key), header.extra.get(key))
-                for key in sorted(header.extra.keys() | found.metadata.keys())
+                key: (found.extra.get(key), header.extra.get(key))
+                for key in sorted(header.extra.keys() | found.extra.keys())
                 if key != "token_ids"
             },
+            "shard_bytes": (found.shard_bytes or "none", header.shard_bytes),
         }
         for name, (there, asked) in wanted.items():
             if there != asked:
@@ -239,85 +323,7 @@ class TraceWriter:
                     f"{self.path} cannot be resumed: it was recorded with {name} = {there}, this "
                     f"would have {asked}; use the same settings, or another name"
                 )
-        self._has = tuple(sorted(found.tensors))
-
-    def _check(self, routing: SequenceRouting) -> None:
-        header = self._header
-        layers, experts, k = len(header.moe_layers), header.num_experts, header.top_k
-        tokens = routing.expert_ids.shape[1] if routing.expert_ids.ndim == 3 else 0
-        shapes: dict[str, tuple[NDArray[Any] | None, tuple[int, ...]]] = {
-            "expert_ids": (routing.expert_ids, (layers, tokens, k)),
-            "token_ids": (routing.token_ids, (tokens,)),
-            "expert_weights": (routing.expert_weights, (layers, tokens, k)),
-            "router_logits": (routing.router_logits, (layers, tokens, experts)),
-            "predicted_ids": (routing.predicted_ids, (tokens,)),
-            "prefetch_ids": (routing.prefetch_ids, (layers, tokens, k)),
-        }
-        for name, (array, shape) in shapes.items():
-            if array is not None and (array.shape != shape or tokens == 0):
-                raise InvalidArgumentError(
-                    f"{name}: expected the shape ({', '.join(map(str, shape))}) with at least one "
-                    f"token, found {array.shape}"
-                )
-        ids = routing.expert_ids
-        if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= experts:
-            raise InvalidArgumentError(
-                f"expert_ids: expected integers from 0 to {experts - 1}, found {ids.dtype} from "
-                f"{ids.min()} to {ids.max()}"
-            )
-        guesses = routing.prefetch_ids
-        if guesses is not None and ((guesses >= experts) & (guesses != NO_PREDICTION)).any():
-            raise InvalidArgumentError(
-                f"prefetch_ids: expected experts from 0 to {experts - 1}, or {NO_PREDICTION} for "
-                f"none, found up to {guesses.max()}"
-            )
-        events = routing.cache_events
-        if events is not None and (events.ndim != 2 or events.shape[1] != 4):
-            raise InvalidArgumentError(
-                f"cache_events: expected the shape (events, 4), found {events.shape}"
-            )
-        _moerun.check_expert_ids(
-            np.ascontiguousarray(ids[None], dtype=np.uint16),
-            np.array([tokens], np.int32),
-            experts,
-        )
-        names = [*shapes, "cache_events"][1:]
-        has = tuple(sorted(name for name in names if getattr(routing, name) is not None))
-        if self._has is None:
-            self._has = has
-        elif has != self._has:
-            raise InvalidArgumentError(
-                f"expected the tensors {list(self._has)} as for the sequences before, found "
-                f"{list(has)}"
-            )
-
-    def _write_shard(self) -> None:
-        sequences = [routing for routing, _ in self._waiting]
-        tensors = _stacked(sequences, self._header.num_experts)
-        extra = dict(self._header.extra)
-        if sequences[0].token_ids is None:
-            extra["token_ids"] = "unknown"
-        header = TraceHeader(
-            self._header.model,
-            self._header.num_experts,
-            self._header.top_k,
-            self._header.moe_layers,
-            tuple(domain for _, domain in self._waiting),
-            extra,
-        )
-        target = self._partial_path(len(self._written) + 1)
-        temporary = target.with_suffix(".tmp")
-        try:
-            safetensors.numpy.save_file(tensors, temporary, header.as_metadata())
-            temporary.chmod(_plain_mode(self._folder))  # the library makes it private
-            os.replace(temporary, target)
-        except (OSError, safetensors.SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise FileError(f"{target} cannot be written: {error}") from error
-        self._written.append(target)
-        self._num_written += len(self._waiting)
-        self._waiting = []
-        self._waiting_bytes = 0
+        self._has = tuple(sorted(shard.tensors))
 
 
 def _difference(name: str, there: Any, asked: Any) -> tuple[str, Any, Any]:
@@ -332,64 +338,3 @@ def _difference(name: str, there: Any, asked: Any) -> tuple[str, Any, Any]:
         if a.get(key) != b.get(key):
             return _difference(key, json.dumps(a.get(key)), json.dumps(b.get(key)))
     return name, there, asked
-
-
-def _plain_mode(folder: Path) -> int:
-    """Return the permissions that a new file has in `folder`, which says what the umask is."""
-    return folder.stat().st_mode & 0o666
-
-
-def _bytes_of(routing: SequenceRouting) -> int:
-    return sum(array.nbytes for array in vars(routing).values() if array is not None)
-
-
-def _stacked(sequences: list[SequenceRouting], num_experts: int) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a file: all sequences, padded to the longest."""
-    longest = max(sequence.num_tokens for sequence in sequences)
-    unknown = [np.full(sequence.num_tokens, -1, np.int32) for sequence in sequences]
-    tensors: dict[str, NDArray[Any]] = {
-        "expert_ids": _padded(
-            [sequence.expert_ids for sequence in sequences],
-            1,
-            longest,
-            np.uint8 if num_experts <= 256 else np.uint16,
-        ),
-        "lengths": np.array([sequence.num_tokens for sequence in sequences], np.int32),
-        "token_ids": _padded(
-            [
-                other if sequence.token_ids is None else sequence.token_ids
-                for sequence, other in zip(sequences, unknown, strict=True)
-            ],
-            0,
-            longest,
-            np.int32,
-        ),
-    }
-    for name, axis, dtype in (
-        ("expert_weights", 1, np.float16),
-        ("router_logits", 1, np.float16),
-        ("predicted_ids", 0, np.int32),
-        ("prefetch_ids", 1, np.uint16),
-    ):
-        arrays = [getattr(sequence, name) for sequence in sequences]
-        if arrays[0] is not None:
-            tensors[name] = _padded(arrays, axis, longest, dtype)
-    if sequences[0].cache_events is not None:
-        tensors["cache_events"] = np.concatenate(
-            [
-                np.insert(np.asarray(sequence.cache_events, np.int32), 0, index, axis=1)
-                for index, sequence in enumerate(sequences)
-            ]
-        )
-    return tensors
-
-
-def _padded(arrays: list[NDArray[Any]], axis: int, longest: int, dtype: Any) -> NDArray[Any]:
-    shape = list(arrays[0].shape)
-    shape[axis] = longest
-    result = np.zeros((len(arrays), *shape), dtype)
-    for target, array in zip(result, arrays, strict=True):
-        if dtype is np.float16:
-            array = np.clip(array, -_FLOAT16_MAX, _FLOAT16_MAX)
-        np.moveaxis(target, axis, 0)[: array.shape[axis]] = np.moveaxis(array, axis, 0)
-    return result
