@@ -140,7 +140,7 @@ def show_error(name: str, error: Exception) -> None:
         from moerun.boundary import translated
         from moerun.errors import MoerunError
 
-        known = error if isinstance(error, MoerunError) else translated(error)
+        known: Exception | None = error if isinstance(error, MoerunError) else translated(error)
     except ImportError:  # of a damaged installation, where nothing can be translated
         known = error
     if known is not None:

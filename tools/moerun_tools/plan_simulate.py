@@ -162,7 +162,10 @@ def _as_text(result: Simulation) -> str:
     cache = result.cache
     facts = result.to_dict()
     tpot, ttft = facts["tpot_s"], facts["ttft_s"]
-    times = ", ".join(f"{name} {milliseconds(1e3 * value)}" for name, value in tpot.items())
+    times = ", ".join(
+        f"{name} {milliseconds(None if value is None else 1e3 * value)}"
+        for name, value in tpot.items()
+    )
     state = f"policy {cache['policy']}, prefetch {cache['prefetch']}"
     if cache["state"] == "resident":
         state = "none, every expert is in memory"
