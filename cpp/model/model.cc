@@ -62,10 +62,8 @@ std::optional<HostPlan> plan_host(const ModelPlan& plan, const ModelOptions& opt
   for (const auto& [name, text] : {std::pair{"pin_limit", options.experts.pin_limit},
                                    std::pair{"host_tier", options.experts.host_tier}}) {
     if (!plan.backend->is_host() || text.empty()) continue;
-    throw InvalidArgument(message(name,
-                                  ": it is about memory from which a GPU copies experts, but the "
-                                  "device is the CPU, which computes where they are; leave it out, "
-                                  "or ask for the device cuda"));
+    throw InvalidArgument(
+        message(name, ": needs device cuda, and the model runs on the CPU; leave it out"));
   }
   if (plan.backend->is_host()) return std::nullopt;
   check_host_options(*plan.weights, options.experts);

@@ -129,4 +129,5 @@ def _files_of(traceback: TracebackType | None) -> list[str]:
 
 def _is_ours(file: str) -> bool:
     """Whether a file belongs to the package or to a library that it uses."""
-    return file.startswith((_PACKAGE, _LIBRARY, "<frozen", "<string>")) or "-packages" in file
+    is_library = "-packages" in file or file.endswith(".pyx")
+    return is_library or file.startswith((_PACKAGE, _LIBRARY, "<frozen", "<string>"))

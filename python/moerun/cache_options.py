@@ -100,7 +100,7 @@ def dry_run(
         `expert_bytes_each`; `host`, for a device that copies experts from the host: None, or
         `tier`, `pin_limit_bytes`, `page_locked_bytes`, `pageable_bytes`, `disk_bytes`,
         `ring_bytes`, `notes`; and `layers`: `layer`, `slots`, `split`, `slot_bytes` of each layer
-        with experts.
+        with experts. `has_tokenizer`: false where text cannot be turned into tokens.
 
     Raises:
         As `Model.load`.
@@ -123,6 +123,7 @@ def dry_run(
     }
     check_plan_model(options.get("plan"), directory)
     found = _moerun.dry_run(os.fsencode(directory), **options)
+    found["has_tokenizer"] = (directory / "tokenizer.json").is_file()
     if stored is not None:  # its slots, in memory as large as without it
         planned = dry_run(directory, device, threads, context_length, plan=stored)
         if planned["arena_bytes"] <= found["arena_bytes"]:

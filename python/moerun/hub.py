@@ -54,12 +54,22 @@ def resolve_model(path: str | os.PathLike[str] | None) -> Path:
     )
 
 
-def _download(repo_id: str) -> Path:
+def check_repository(repo_id: str) -> None:
+    """Find out in one request whether a repository is on this machine or can be downloaded.
+
+    Raises:
+        MissingFileError: there is none of that name, or it is out of reach.
+        FileError: it cannot be downloaded.
+    """
+    _download(repo_id, ["config.json"])
+
+
+def _download(repo_id: str, patterns: list[str] = _ALLOW_PATTERNS) -> Path:
     import huggingface_hub
 
     try:
         directory = huggingface_hub.snapshot_download(
-            repo_id, allow_patterns=_ALLOW_PATTERNS, ignore_patterns=_IGNORE_PATTERNS
+            repo_id, allow_patterns=patterns, ignore_patterns=_IGNORE_PATTERNS
         )
     except Exception as error:  # its errors are of many classes, and of several libraries
         raise _explain(repo_id, error) from error

@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "check.h"
 #include "io/checkpoint.h"
-#include "io/json_text.h"
 #include "temp_folder.h"
+#include "weights/model_config.h"
 
 namespace moerun {
 namespace {
@@ -24,8 +24,8 @@ TEST("a git-lfs pointer in place of weights, an index or a config is called one"
   folder.write("model.safetensors.index.json", kPointer);
   CHECK_THROWS(FormatError, Checkpoint::open(folder.path()), "index.json", "git-lfs pointer");
   folder.write("config.json", "version https://git-lfs.github.com/spec/v1\n");
-  CHECK_THROWS(FormatError, read_text_file(folder.path() / "config.json", 1000), "config.json",
-               "git-lfs pointer", "the file itself was not");
+  CHECK_THROWS(FormatError, load_model_config(folder.path()), "config.json", "git-lfs pointer",
+               "the file itself was not");
 }
 
 TEST("tensors of quantised weights are named where the wanted ones are missing") {

@@ -62,6 +62,7 @@ def planned(**changes):
         "model": "some-model",
         "device": "cpu",
         "device_reason": "asked for",
+        "has_tokenizer": True,
         "state": "cached",
         "policy": "lcp",
         "prefetch": "auto",
@@ -402,6 +403,11 @@ def test_the_dry_run_names_every_tier():
         "free memory": "18.9 GiB",
     }
     assert "policy lcp, prefetch auto" in lines
+
+
+def test_the_dry_run_of_a_model_without_a_tokenizer_says_so():
+    assert "no tokenizer.json" in dry_run_table(planned(has_tokenizer=False)).splitlines()[-1]
+    assert "tokenizer" not in dry_run_table(planned())
 
 
 def test_the_dry_run_of_a_card_tells_its_memory():

@@ -84,7 +84,7 @@ def test_eval(predictor, trace, tmp_path):
     assert "6 sequences, 378 tokens" in done.output
     assert "english (not trained on)" in done.output
     assert "prev. token" in done.output
-    assert "left out: batches of 99: there are 6 sequences in all" in done.output
+    assert "skipped: batch 99 (only 6 sequences)" in done.output
     assert picture.read_text().startswith("<?xml")
     facts = json.loads(run("eval", predictor, trace, "--json", "-q").output)
     assert {row["batch_size"] for row in facts["recall"]} == {1, 4}

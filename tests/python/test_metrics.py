@@ -399,3 +399,10 @@ def test_metrics_are_there_without_a_further_import():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="no attribute 'metric'"):
         moerun.metric  # noqa: B018
+
+
+def test_more_bootstrap_samples_than_memory_holds_are_refused(tmp_path):
+    with moerun.Trace.open(random_trace(tmp_path / "t.safetensors", lengths=(30,) * 200)) as trace:
+        for measure in (moerun.metrics.srp, moerun.metrics.hit_rate):
+            with pytest.raises(InvalidArgumentError, match=r"1,000,000 samples.*at most [\d,]+"):
+                measure(trace, bootstrap=1_000_000)

@@ -123,7 +123,7 @@ def test_sequences_that_were_trained_on_teach_the_baselines_only(tmp_path, trace
     assert found.domains == {"b": 3}
     assert found.trained_domains == ["a"]
     assert found.baselines_from == "trained sequences"
-    assert found.left_out == ["batches of 4: there are 3 sequences in all"]
+    assert found.left_out == ["batch 4 (only 3 sequences)"]
     learned = Frequencies(sequences[:4], LAYERS, EXPERTS)
     right = used = 0
     for each in sequences[4:]:

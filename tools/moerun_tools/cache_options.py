@@ -29,15 +29,15 @@ _OPTIONS = (
         cls=GroupedOption,
         group=_GROUP,
         metavar="SIZE",
-        help="Most memory for experts: 25% of them, 6GiB, 500MB or bytes; the rest stays on disk.  "
-        "[default: all that fits in free memory]",
+        help="Memory limit for experts: 25% of them, 6GiB, 500MiB or bytes; the rest stays on "
+        "disk.  [default: all that fits in free memory]",
     ),
     click.option(
         "--policy",
         cls=GroupedOption,
         group=_GROUP,
         type=click.Choice(["off", "lru", "lfu", "lcp", "static", "predictive"]),
-        help="Which expert makes room for another; off keeps none, predictive looks ahead.  "
+        help="How to choose the cached expert to drop; off caches none, predictive looks ahead.  "
         "[default: lcp; predictive with --predictor]",
     ),
     click.option(
@@ -54,7 +54,8 @@ _OPTIONS = (
         cls=GroupedOption,
         group=_GROUP,
         type=click.Choice(list(PREFETCH)),
-        help="Read what the next layer will probably need; auto while it pays.  [default: auto]",
+        help="Read the experts that the next layer will probably use; auto: while that is faster.  "
+        "[default: auto]",
     ),
     click.option(
         "--plan",

@@ -12,9 +12,12 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from moerun_tools import interrupts
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _MOST_INT = 2**63 - 1
+_MOST_CHARACTERS = 1200
 
 
 class GroupedOption(click.Option):
@@ -66,7 +69,10 @@ def version_option(tool: str) -> Callable[[_Function], _Function]:
 
 
 class ToolCommand(click.Command):
-    """A command that ends with 0, 1 (failure), 2 (usage) or 130 (Ctrl-C), never a traceback."""
+    """A command that ends with 0, 1 (failure), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
+
+    It never ends with a traceback.
+    """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings, in the order of the groups' first options."""
@@ -96,24 +102,27 @@ class ToolCommand(click.Command):
         """Run the command and turn every exception into a message and an exit code."""
         name = ctx.command_path or "moerun"
         try:
+            interrupts.interrupt_work()
             result = super().invoke(ctx)
             write_out("")
             return result
         except (click.exceptions.Exit, click.ClickException, SystemExit):
             raise
         except Interrupted:
-            _exit_quietly(130)
+            _exit_quietly(interrupts.exit_code())
         except KeyboardInterrupt:
+            interrupts.leave_at_once()
             click.echo(err=True)
-            _exit_quietly(130)
+            _exit_quietly(interrupts.exit_code())
         except BrokenPipeError:
             _exit_quietly(0)
         except Exception as error:
-            if _comes_of_interrupt(error):
-                click.echo(err=True)
-                _exit_quietly(130)
+            if interrupts.has_just_come():
+                _exit_quietly(interrupts.exit_code())
             show_error(name, error)
             _exit_quietly(1)
+        finally:
+            interrupts.leave_at_once()
 
 
 def _numbers(value: Any) -> Iterator[int]:
@@ -125,21 +134,15 @@ def _numbers(value: Any) -> Iterator[int]:
             yield from _numbers(each)
 
 
-def _comes_of_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C made a library fail, which then raised an error of its own."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def show_error(name: str, error: Exception) -> None:
     """Write what failed to standard error, as one paragraph."""
-    from moerun.boundary import translated
-    from moerun.errors import MoerunError
+    try:
+        from moerun.boundary import translated
+        from moerun.errors import MoerunError
 
-    known = error if isinstance(error, MoerunError) else translated(error)
+        known: Exception | None = error if isinstance(error, MoerunError) else translated(error)
+    except ImportError:  # of a damaged installation, where nothing can be translated
+        known = error
     if known is not None:
         text = str(known)
     else:
@@ -148,7 +151,10 @@ def show_error(name: str, error: Exception) -> None:
             f"internal error, please report it: {type(error).__name__}: {error} "
             f"({os.path.basename(where.filename)}, line {where.lineno})"
         )
-    click.echo(f"{name}: error: {' '.join(text.split())}", err=True)
+    text = " ".join(text.split())
+    if len(text) > _MOST_CHARACTERS:  # of a name that is a long text
+        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"
+    click.echo(f"{name}: error: {text}", err=True)
 
 
 def write_out(text: str) -> None:

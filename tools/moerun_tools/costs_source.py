@@ -70,9 +70,9 @@ def costs_from_store(model: str | None, device: str, pack: bool) -> CostModel:
     if costs is not None:
         return costs
     raise InvalidArgumentError(
-        "what this machine takes for this model is not known: measure it once with "
-        f"{calibrate_line(model, pack)}; or give --costs FILE, or --link-gb-per-s and "
-        "--token-ms"
+        "there are no timings for this model on this machine. Run: "
+        f"{calibrate_line(model, pack)} (about 10 s); or give --costs FILE, or --link-gb-per-s "
+        "and --token-ms"
     )
 
 

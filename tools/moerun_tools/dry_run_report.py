@@ -42,6 +42,8 @@ def dry_run_table(plan: dict[str, Any]) -> str:
         lines.append(f"policy {plan['policy']}, prefetch {plan['prefetch']}")
         if plan["layers"]:
             lines += ["", aligned(_layer_ranges(plan["layers"]))]
+    if not plan["has_tokenizer"]:
+        lines += ["", "note: there is no tokenizer.json: moe-run can write no text with this model"]
     return "\n".join(lines)
 
 

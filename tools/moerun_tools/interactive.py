@@ -9,6 +9,7 @@ import click
 
 from moerun import Model
 from moerun.errors import MoerunError
+from moerun_tools import interrupts
 from moerun_tools.answer import Answer
 from moerun_tools.closing import Closing
 from moerun_tools.command import Interrupted, show_error, write_out
@@ -61,6 +62,7 @@ class Dialogue:
             click.echo("Ctrl-C ends an answer, /bye or Ctrl-D the conversation; /help.", err=True)
         line = first
         while True:
+            interrupts.end_if_terminated()
             try:
                 if line is None:
                     line = read_line()

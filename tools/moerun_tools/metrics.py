@@ -31,7 +31,7 @@ Examples:
 A TRACE is a file that moe-trace wrote, one of its shards, or a folder with one trace.
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -99,7 +99,7 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     metavar="N",
     type=click.IntRange(min=0, max=2**64 - 1),
     default=0,
-    help="Of the resampling.",
+    help="Seed of the resampling.",
 )
 @_option(
     "Metrics",

@@ -32,7 +32,7 @@ version they ask for it. The machine should have no other work meanwhile.
 @click.command(
     "calibrate",
     cls=ToolCommand,
-    short_help="Measure what a model takes on this machine.",
+    short_help="Measure how fast a model runs on this machine.",
     epilog=_EPILOG,
     context_settings=CONTEXT_SETTINGS,
 )
@@ -156,7 +156,7 @@ def _notes(costs: CostModel, load: float) -> list[str]:
     if load > _BUSY:
         notes.append(
             f"the machine had other work (load average {load:.1f}), and times are those beside it; "
-            "measure again when it has none"
+            "measure again when it is idle"
         )
     if costs.direct_io is False:
         notes.append(
@@ -181,22 +181,31 @@ def _as_text(costs: CostModel) -> str:
         "in all": costs.resident_s,
     }
     rows = [("a token", "ms"), *((name, milliseconds(1e3 * s)) for name, s in parts.items())]
-    rows.append(("of a prompt", milliseconds(1e3 * sum(costs.prompt_s))))
+    rows.append(("prompt token", milliseconds(1e3 * sum(costs.prompt_s))))
     threads = f"{costs.threads} thread{'' if costs.threads == 1 else 's'}"
     return (
         f"{costs.model} on {costs.machine}: {costs.device}, {threads}, {costs.store}, "
         f"{costs.context_tokens} tokens before\n"
         + columns(rows)
-        + f"link: {1e6 * costs.link_fixed_s:.3g} µs a piece, {costs.link_bytes_per_s / 1e9:.3g} "
-        f"GB/s, {_at_once(costs.link_channels)}; measured times are "
-        f"{costs.link_error or 0:.1%} off (worst {costs.link_error_worst or 0:.0%})\n"
-        f"while it is busy, computing takes {costs.slowdown:.0%} longer; a layer that waits takes "
-        f"{1e6 * costs.wake_s:.3g} µs more\n"
+        + f"{_source(costs)}: {costs.link_bytes_per_s / 1e9:.3g} GB/s, "
+        f"{_duration(costs.link_fixed_s)} latency, {_at_once(costs.link_channels)} "
+        f"(fit within {costs.link_error or 0:.1%}, worst {costs.link_error_worst or 0:.0%})\n"
+        f"computing is {costs.slowdown:.0%} slower during reads; waking up after a wait: "
+        f"{_duration(costs.wake_s)}\n"
     )
 
 
 def _at_once(channels: int) -> str:
-    return f"{channels} at once" if channels > 1 else "one after the other"
+    return f"{channels} reads at once" if channels > 1 else "one read at a time"
+
+
+def _source(costs: CostModel) -> str:
+    """Return what experts are copied from."""
+    return "disk" if costs.device == "cpu" else "link"
+
+
+def _duration(seconds: float) -> str:
+    return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms"
 
 
 def _list(as_json: bool) -> None:

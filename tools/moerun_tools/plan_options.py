@@ -109,7 +109,7 @@ _PLAN_OPTIONS = (
         "--prefetch",
         type=click.Choice(["on", "off"]),
         default="on",
-        help="Whether the cache is to read ahead.",
+        help="Whether the cache prefetches.",
     ),
     option(
         "Cache",
@@ -124,7 +124,7 @@ _PLAN_OPTIONS = (
         type=click.IntRange(min=1, max=2**31),
         default=512,
         metavar="N",
-        help="Length of the prompt of the predicted time to first token.",
+        help="Predict the time to first token for a prompt of N tokens.",
     ),
 )
 
@@ -150,7 +150,7 @@ def plan_options(policy: str) -> Callable[[_Function], _Function]:
         "--policy",
         type=click.Choice(choices),
         default=policy,
-        help="Which expert makes room for another."
+        help="How to choose the cached expert to drop."
         + ("" if policy in _POLICIES else " auto: the best of lru, lfu and lcp."),
     )
     return _adds((which, *_PLAN_OPTIONS))
@@ -234,7 +234,7 @@ class GivenCosts:
         if self.expert_share is None:
             phrases.append(f"experts are {_EXPERT_SHARE:.0%} of a token's time")
         if self.prompt_token_ms is None:
-            phrases.append("a token of a prompt takes as long as a decoded one (TTFT is too long)")
+            phrases.append("a prompt token takes as long as a decoded one (TTFT is too long)")
         return phrases
 
     def source(self, costs: CostModel) -> dict[str, str]:

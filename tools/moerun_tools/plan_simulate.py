@@ -47,7 +47,7 @@ Examples:
     "Cache",
     "--policy",
     type=click.Choice(["off", "lru", "lfu", "lcp", "predictive", "belady"]),
-    help="Which expert makes room for another; predictive asks a --predictor, belady knows the "
+    help="How to choose the cached expert to drop; predictive asks a --predictor, belady knows the "
     "future.  [default: lcp]",
 )
 @option(
@@ -71,14 +71,14 @@ Examples:
     type=click.IntRange(min=0, max=2**31),
     default=0,
     metavar="N",
-    help="So many first tokens of each sequence are a prompt.",
+    help="Treat the first N tokens of each sequence as its prompt.",
 )
 @option(
     "Batch",
     "--batch-size",
     type=click.IntRange(min=1, max=2**31 - 1),
     metavar="N",
-    help="So many sequences decode together.  [default: one sequence after the other]",
+    help="Decode N sequences at once.  [default: one after the other]",
 )
 @option(
     "Batch",
@@ -162,7 +162,10 @@ def _as_text(result: Simulation) -> str:
     cache = result.cache
     facts = result.to_dict()
     tpot, ttft = facts["tpot_s"], facts["ttft_s"]
-    times = ", ".join(f"{name} {milliseconds(1e3 * value)}" for name, value in tpot.items())
+    times = ", ".join(
+        f"{name} {milliseconds(None if value is None else 1e3 * value)}"
+        for name, value in tpot.items()
+    )
     state = f"policy {cache['policy']}, prefetch {cache['prefetch']}"
     if cache["state"] == "resident":
         state = "none, every expert is in memory"

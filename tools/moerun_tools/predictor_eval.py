@@ -68,7 +68,7 @@ _NAMES = {
     metavar="N",
     type=click.IntRange(min=0),
     default=0,
-    help="Of the order in which sequences are put together.",
+    help="Seed for the order of sequences.",
 )
 @option(
     "Measurement",
@@ -91,7 +91,7 @@ def eval_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Say how many of the experts that tokens of TRACEs used PREDICTOR had named."""
+    """Measure how many of the experts that tokens of TRACEs used PREDICTOR named."""
     kind = "" if output is None else os.path.splitext(output)[1].lower().removeprefix(".")
     if output is not None and kind not in ("png", "svg"):
         raise click.UsageError(f"--output draws .png and .svg, not {output!r}.")
@@ -181,7 +181,7 @@ def _as_text(found: Evaluation) -> str:
         f"\ncalibration: predicted probabilities are {100 * found.calibration_error:.2f} points "
         "off on average\n"
     )
-    return text + "".join(f"left out: {reason}\n" for reason in found.left_out)
+    return text + "".join(f"skipped: {reason}\n" for reason in found.left_out)
 
 
 def _label(domain: str, trained: list[str]) -> str:

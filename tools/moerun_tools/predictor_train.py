@@ -39,7 +39,7 @@ moe-predictor eval can measure on them. Ctrl-C leaves no file, or the one that w
     "-m",
     "--model",
     metavar="MODEL",
-    help="Whose traces these are: directory or Hugging Face repository id.  "
+    help="Model that the traces were recorded with: directory or Hugging Face repository id.  "
     "[default: the shipped tiny-olmoe]",
 )
 @option(
@@ -56,7 +56,7 @@ moe-predictor eval can measure on them. Ctrl-C leaves no file, or the one that w
     metavar="N",
     type=click.IntRange(min=0, max=2**63 - 1),
     default=0,
-    help="Of the first weights, the held-out sequences and the order.",
+    help="Seed for the first weights, the held-out sequences and the order.",
 )
 @option(
     "Training",
@@ -87,7 +87,7 @@ moe-predictor eval can measure on them. Ctrl-C leaves no file, or the one that w
     metavar="N",
     type=click.IntRange(1, 10_000),
     default=3,
-    help="Epochs in which these get no better, before training ends.",
+    help="End training after N epochs without progress on these sequences.",
 )
 @option(
     "Training",
@@ -99,10 +99,20 @@ moe-predictor eval can measure on them. Ctrl-C leaves no file, or the one that w
 @option("Net", "--hidden", "hidden_size", metavar="N", type=click.IntRange(32, 8192), help="Width.")
 @option("Net", "--blocks", "num_blocks", metavar="N", type=click.IntRange(1, 32), help="Blocks.")
 @option(
-    "Net", "--heads", "num_heads", metavar="N", type=click.IntRange(min=1), help="Of attention."
+    "Net",
+    "--heads",
+    "num_heads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Attention heads.",
 )
 @option(
-    "Net", "--mlp", "mlp_size", metavar="N", type=click.IntRange(32, 32768), help="MLP's middle."
+    "Net",
+    "--mlp",
+    "mlp_size",
+    metavar="N",
+    type=click.IntRange(32, 32768),
+    help="MLP width.",
 )
 @option(
     "Net",

@@ -44,7 +44,7 @@ Many prompts at once:
   moe-run --batch prompts.jsonl -o texts.jsonl --predictor predictor.safetensors
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -89,14 +89,14 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "--context-length",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Most tokens of prompt and answer together.  [default: what the model allows]",
+    help="Limit of prompt and answer together, in tokens.  [default: what the model allows]",
 )
 @_option(
     "Model",
     "--cpu-kernels",
     metavar="NAME",
     default="auto",
-    help="Kernels for a kind of CPU; auto takes the fastest that this one runs.",
+    help="Kernels for an instruction set; auto takes the fastest of this CPU.",
 )
 @cache_options
 @_option(
@@ -138,30 +138,30 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "--batch-size",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Most texts that are written at once.  [default: 16]",
+    help="Write at most N texts at once.  [default: 16]",
 )
 @_option(
     "Batch",
     "--kv-budget",
     metavar="SIZE",
-    help="Most memory for their keys and values, such as 2GiB; texts without room wait.  "
+    help="Memory limit for their keys and values, such as 2GiB; texts without room wait.  "
     "[default: what is needed, at most half of the free memory]",
 )
 @_option(
     "Batch",
     "--predictor",
     metavar="FILE",
-    help="Of moe-predictor train, for this model: tells which experts a text will use, for "
-    "--schedule and --policy predictive.",
+    help="File of moe-predictor train for this model: predicts experts, for --schedule and "
+    "--policy predictive.",
 )
 @_option(
     "Batch",
     "--schedule",
     type=click.Choice(["on", "off", "auto"]),
-    help="Run twice as many texts, and write those together that will use the same experts; auto: "
-    "for as long as that is not slower.  [default: auto with --predictor, else off]",
+    help="Run twice as many texts, and decode those together that will use the same experts; "
+    "auto: while that is not slower.  [default: auto with --predictor, else off]",
 )
-@_option("Batch", "--resume", is_flag=True, help="Go on where another run ended, if one did.")
+@_option("Batch", "--resume", is_flag=True, help="Go on where an interrupted run ended.")
 @_option("Batch", "--overwrite", is_flag=True, help="Replace results that are there.")
 @generation_options
 @_option(

@@ -19,7 +19,7 @@ Examples:
   moe-trace COMMAND --help                     examples of each command
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from moerun_tools import interrupts
 from moerun_tools.command import ToolCommand, write_out
 from moerun_tools.trace_options import CONTEXT_SETTINGS, Progress, Size, option
 
@@ -85,7 +86,7 @@ def import_command(
             )
     except KeyboardInterrupt:
         click.echo("interrupted, nothing was written", err=True)
-        sys.exit(130)
+        sys.exit(interrupts.exit_code())
     if as_json:
         write_out(json_line({"files": [str(file) for file in files]}))
     elif not quiet:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moerun_tools import interrupts
 from moerun_tools.cache_options import cache_arguments, cache_options
 from moerun_tools.command import FiniteFloat, ToolCommand, write_out
 from moerun_tools.trace_options import (
@@ -81,7 +82,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     metavar="N",
     type=click.IntRange(min=0, max=2**64 - 1),
     default=0,
-    help="Of the order of files, of sampling and of random weights and tokens.",
+    help="Seed for the order of files, sampling, random weights and random tokens.",
 )
 @option(
     "Model",
@@ -172,7 +173,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Recording",
     "--with-prefetch",
     is_flag=True,
-    help="Also record which experts the prefetcher would be told, for simulations.",
+    help="Also record the prefetcher's guesses (for moe-plan).",
 )
 @option(
     "Output",
@@ -279,7 +280,7 @@ def record_command(
         for line in closing_lines(summary, notes, is_interrupted):
             click.echo(line, err=is_interrupted)
     if is_interrupted:
-        sys.exit(130)
+        sys.exit(interrupts.exit_code())
 
 
 def _parse_domains(data: tuple[str, ...], random_tokens: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ from moerun import _moerun
 from moerun.arguments import check_int
 from moerun.errors import InvalidArgumentError
 from moerun.metrics.frames import Rows
-from moerun.metrics.groups import interval, make_groups, num_threads, parts_of
+from moerun.metrics.groups import check_draws, interval, make_groups, num_threads, parts_of
 from moerun.trace import Trace
 
 POLICIES = ("sch", "lru", "lfu", "belady")
@@ -74,6 +74,7 @@ def hit_rate(
     caches = 1 if level != "layer" else layers
     slots = trace.top_k * (layers if is_pool else 1)
     sizes = trace.num_experts * (layers if is_pool else 1)
+    check_draws(bootstrap, caches * sizes)
     sums = [np.zeros(caches * sizes) for _ in groups]
     used = [np.zeros((layers, trace.num_experts)) for _ in groups]
     draws = [np.zeros((len(group.weights), caches * sizes)) for group in groups]

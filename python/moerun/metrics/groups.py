@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from moerun import _moerun
 from moerun.arguments import check_int
 from moerun.errors import InvalidArgumentError, MoerunWarning
+from moerun.sizes import size_text
 from moerun.trace import Trace
 
 CONFIDENCE = 0.95
+_MOST_DRAWN = 1 << 27  # numbers that all bootstrap samples have together: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def make_groups(
     if domain is not None and by_domain:
         raise InvalidArgumentError("domain and by_domain exclude each other")
     labels = trace.domains
+    check_draws(bootstrap, len(labels))
     wanted: list[str | None] = [domain, *names] if by_domain else [domain]
     groups = []
     for name in wanted:
@@ -82,6 +85,21 @@ def make_groups(
             weights[:, members] = random.multinomial(size, np.full(size, 1 / size), draws)
         groups.append(Group(name, members, weights))
     return groups
+
+
+def check_draws(bootstrap: int, numbers: int) -> None:
+    """Refuse bootstrap samples of so many numbers each that memory would not hold them.
+
+    Raises:
+        InvalidArgumentError: it names the most samples that can be drawn.
+    """
+    most = _MOST_DRAWN // max(numbers, 1)
+    if bootstrap > most:
+        raise InvalidArgumentError(
+            f"bootstrap: {bootstrap:,} samples of {numbers:,} numbers each need "
+            f"{size_text(8 * bootstrap * numbers)}; at most {most:,} are drawn for this trace "
+            "(1,000 are enough for a 95 % interval)"
+        )
 
 
 def interval(value: NDArray[Any], draws: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -15,6 +15,7 @@ from moerun.metrics.expert_load import weighted_rates
 from moerun.metrics.frames import Rows
 from moerun.metrics.groups import (
     Group,
+    check_draws,
     interval,
     make_groups,
     num_threads,
@@ -87,6 +88,9 @@ def srp(
         "srp_chance_even",
     )
     lengths = usable_lengths(trace, segment_lengths)
+    for m in lengths:
+        numbers = {"model": m + 1, "layer": len(trace.moe_layers) * (m + 1)}
+        check_draws(bootstrap, numbers.get(level, len(trace.moe_layers) * trace.num_experts))
     groups_of = {
         m: make_groups(trace, domain, by_domain, bootstrap, seed, least_tokens=m) for m in lengths
     }

@@ -213,8 +213,8 @@ def _recall_table(
         for domain in [None, *(domains if len(domains) > 1 else [])]:
             members = [each for each in results if domain is None or each.domain == domain]
             if len(members) < size:
-                where = "in all" if domain is None else f"of the domain {domain}"
-                left_out.append(f"batches of {size}: there are {len(members)} sequences {where}")
+                where = "" if domain is None else f" of {domain}"
+                left_out.append(f"batch {size}{where} (only {len(members)} sequences)")
                 continue
             rows += _rows(members, size, domain, ["path", *names], layers, top_k)
     schema = {

@@ -1,4 +1,4 @@
-"""Keeps Ctrl-C out of the moments in which a file is written."""
+"""Keeps Ctrl-C and SIGTERM out of the moments in which a file is written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextlib.contextmanager
 def interrupts_delayed() -> Iterator[None]:
-    """Hold back Ctrl-C until the end of the block.
+    """Hold back Ctrl-C, and SIGTERM where it has a handler, until the end of the block.
 
     Only the main thread gets interrupts; in another one this does nothing.
     """
@@ -19,14 +21,15 @@ def interrupts_delayed() -> Iterator[None]:
         yield
         return
     pending: list[tuple[int, Any]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # ignored, or somebody else's
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
+    # Not a signal that is ignored, or left to the system or to code that is not Python.
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: pending.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if pending:
-        before(*pending[0])
+        handlers[signal.Signals(pending[0][0])](*pending[0])

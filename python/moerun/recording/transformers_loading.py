@@ -24,7 +24,7 @@ from moerun.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from moerun.hub import default_model
+from moerun.hub import check_repository, default_model
 from moerun.recording.engine import no_tokenizer
 from moerun.recording.host_memory import available_memory_bytes
 from moerun.tokenizer import Tokenizer
@@ -57,6 +57,7 @@ def model_source(model: str | os.PathLike[str] | None) -> str:
     if path.exists():
         return str(path)
     if isinstance(model, str) and _REPO_ID.fullmatch(name):
+        check_repository(name)  # transformers would ask for a misspelt name again and again
         return name
     raise MissingFileError(
         f"there is no directory or file {name}. A model is a directory with config.json, with "
