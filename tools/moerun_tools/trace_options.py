@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ from moerun_tools.command import GroupedOption
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+MAX_NUMBER = 2**31 - 1  # of tokens, sequences and layers; what numpy and torch take
 CONTEXT_SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 
 # Arguments of `cache_arguments`, in its order.
@@ -48,7 +50,8 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail(f"{value!r} is not a size such as 256MiB, 1GB or 1000000.", param, ctx)
         unit = match[2] or ""
         power = " KMGT".index(unit[0].upper()) if unit else 0
-        size = int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+        number = float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power
+        size = int(number) if math.isfinite(number) else 0
         if not 1 <= size < 2**62:
             self.fail(f"{value!r} is not a size that a file can have.", param, ctx)
         return size

@@ -14,7 +14,30 @@ from pathlib import Path
 from moerun.trace.header import SUFFIX, partial_folder, shard_path
 from moerun.trace.shard_file import sync_folder
 from moerun.whole_file import replace_file
-from moerun.write_lock import WriteLock
+from moerun.write_lock import WriteLock, check_unlocked
+
+_LOCK = "lock"
+
+
+def check_free(path: Path) -> Path | None:
+    """Refuse a trace that another process writes now.
+
+    Args:
+        path: where the trace is to go.
+
+    Returns:
+        The folder of an unfinished recording, None if there is none.
+
+    Raises:
+        FileError: another process writes it.
+    """
+    folder = partial_folder(path)
+    check_unlocked(folder / _LOCK, path)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    return folder if any(name != _LOCK and not name.endswith(".tmp") for name in names) else None
 
 
 class WorkFolder:
@@ -30,7 +53,7 @@ class WorkFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = partial_folder(path)
-        self._lock = WriteLock(self._folder / "lock", path)
+        self._lock = WriteLock(self._folder / _LOCK, path)
         self._moving = self._folder / "moving"
         self.journal = self._folder / "journal"
 
