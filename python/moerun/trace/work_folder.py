@@ -13,7 +13,6 @@ from pathlib import Path
 
 from moerun.trace.header import SUFFIX, partial_folder, shard_path
 from moerun.trace.shard_file import sync_folder
-from moerun.whole_file import replace_file
 from moerun.write_lock import WriteLock, check_unlocked
 
 _LOCK = "lock"
@@ -100,7 +99,7 @@ class WorkFolder:
             file.unlink(missing_ok=True)
         if len(targets) > 1:
             sync_folder(self._path.parent)
-            replace_file(self._moving, str(len(targets)).encode())
+            self._mark_moving(len(targets))
         for file, target in zip(shards, targets, strict=True):
             os.replace(file, target)
         sync_folder(self._path.parent)
@@ -109,8 +108,17 @@ class WorkFolder:
 
     def take_in(self, count: int) -> None:
         """Move the `count` files of a finished trace into the folder."""
-        replace_file(self._moving, str(count).encode())
+        self._mark_moving(count)
         self.finish_moving()
+
+    def _mark_moving(self, count: int) -> None:
+        temporary = self._moving.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(str(count).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._moving)
+        sync_folder(self._folder)
 
     def finish_moving(self) -> None:
         """Take the files of a trace in that were on their way, whichever way it was."""
@@ -125,6 +133,7 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Remove the folder with what is left in it, and let others write."""
+        self.clean()
         for file in self.files():
             file.unlink()
         self.leave()
