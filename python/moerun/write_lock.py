@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import warnings
 from pathlib import Path
@@ -38,7 +39,7 @@ class WriteLock:
                 raise FileError(f"{target} cannot be written: {error.strerror}") from error
             # A file object closes itself with the object that owns the lock.
             self._file = os.fdopen(handle, "r+b", buffering=0)
-            self._take(target)
+            _lock(self._file, target)
             if self._is_current():
                 with contextlib.suppress(OSError):  # a full disk: only the message lacks it
                     self._file.truncate(0)
@@ -55,30 +56,49 @@ class WriteLock:
                     self._path.unlink()
             self._file.close()
 
-    def _take(self, target: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = self._file.read(_PID_BYTES) or b""
-            self._file.close()
-            number = int(holder) if holder.isdigit() else None
-            who = "another process" if number is None else f"another process ({number})"
-            if number == os.getpid():
-                who = "this process"
-            raise FileError(
-                f"{target} is being written by {who}: wait until that ends, or give another name"
-            ) from None
-        except OSError as error:
-            warnings.warn(
-                f"{target}: this file system has no locks ({error.strerror}), so a second process "
-                "that writes to the same name is not refused",
-                MoerunWarning,
-                stacklevel=3,
-            )
-
     def _is_current(self) -> bool:
         """Return whether the open lock file is still the one that others find."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
+
+
+def check_unlocked(file: Path, target: Path) -> None:
+    """Refuse, before the work, a target that another process writes now.
+
+    Args:
+        file: the lock file, which may be missing.
+        target: what is to be written, for the message.
+
+    Raises:
+        FileError: another process holds the lock.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:  # no lock file; what is wrong otherwise, the lock itself tells
+        return
+    with os.fdopen(handle, "r+b", buffering=0) as opened:
+        _lock(opened, target)
+
+
+def _lock(file: io.FileIO, target: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = file.read(_PID_BYTES) or b""
+        file.close()
+        number = int(holder) if holder.isdigit() else None
+        who = "another process" if number is None else f"another process ({number})"
+        if number == os.getpid():
+            who = "this process"
+        raise FileError(
+            f"{target} is being written by {who}: wait until that ends, or give another name"
+        ) from None
+    except OSError as error:
+        warnings.warn(
+            f"{target}: this file system has no locks ({error.strerror}), so a second process "
+            "that writes to the same name is not refused",
+            MoerunWarning,
+            stacklevel=4,
+        )

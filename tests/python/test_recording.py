@@ -48,6 +48,9 @@ class TwoStacks:
         self.fails_at = fails_at
         self.seeds = []
 
+    def check_length(self, tokens):
+        pass
+
     def encode(self, text):
         return [ord(character) % 50 for character in text]
 
@@ -352,3 +355,10 @@ def test_the_experts_do_not_depend_on_the_budget(tmp_path, default_path, engine)
         record(small, TEXTS, tmp_path / "small.safetensors", length=32, samples=2)
     record(engine, TEXTS, tmp_path / "all.safetensors", length=32, samples=2)
     assert_same_trace(tmp_path / "small.safetensors", tmp_path / "all.safetensors")
+
+
+def test_a_sequence_that_is_too_long_is_refused_before_any_is_made(tmp_path, engine):
+    options = {"length": 2**31 - 1, "samples": 1}
+    with pytest.raises(InvalidArgumentError, match="2147483647 tokens is longer than"):
+        record(engine, [RandomTokens()], tmp_path / "t.safetensors", **options)
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,8 @@ import polars as pl
 
 from moerun import __version__
 from moerun.errors import FileError
+from moerun.user_files import read_bounded
+from moerun.write_lock import WriteLock
 from moerun_tools.metrics_published import PUBLISHED
 from moerun_tools.metrics_results import (
     POLICIES,
@@ -31,6 +33,7 @@ from moerun_tools.report import json_line
 
 FORMAT = "moerun-metrics"
 _SUMMARY = "metrics.json"
+_SUMMARY_BYTES = 256 * 2**20
 _OWN = re.compile(
     rf"({'|'.join(TABLES)})\.parquet|metrics\.json|report\.html|figures/[a-z_]+\.(png|svg)"
 )
@@ -169,7 +172,11 @@ def install(files: Mapping[str, bytes], folder: Path) -> None:
             if is_new:
                 written.rename(folder)
             else:
-                _replace(files, written, folder)
+                lock = WriteLock(folder / f"{_STAGE}lock", folder)  # results of two runs do not mix
+                try:
+                    _replace(files, written, folder)
+                finally:
+                    lock.release()
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
@@ -214,7 +221,7 @@ def _names(folder: Path) -> list[str]:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        value = json.loads((folder / _SUMMARY).read_bytes())
+        value = json.loads(read_bounded(folder / _SUMMARY, _SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT

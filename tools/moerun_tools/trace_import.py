@@ -8,7 +8,7 @@ import click
 
 from moerun_tools import interrupts
 from moerun_tools.command import ToolCommand, write_out
-from moerun_tools.trace_options import CONTEXT_SETTINGS, Progress, Size, option
+from moerun_tools.trace_options import CONTEXT_SETTINGS, MAX_NUMBER, Progress, Size, option
 
 _EPILOG = """\b
 Examples:
@@ -29,7 +29,7 @@ Examples:
     "Dumps",
     "--top-k",
     metavar="K",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_NUMBER),
     required=True,
     help="Experts that a token uses in a layer.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ from moerun_tools.command import GroupedOption
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+MAX_NUMBER = 2**31 - 1  # of tokens, sequences and layers; what numpy and torch take
 CONTEXT_SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 
 # Arguments of `cache_arguments`, in its order.

@@ -14,6 +14,7 @@ from moerun_tools.command import FiniteFloat, ToolCommand, write_out
 from moerun_tools.trace_options import (
     CACHE_OPTIONS,
     CONTEXT_SETTINGS,
+    MAX_NUMBER,
     Progress,
     Size,
     option,
@@ -64,7 +65,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Data",
     "--length",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_NUMBER),
     default=512,
     help="Tokens of a sequence; of the prompt, with --generate.",
 )
@@ -72,7 +73,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Data",
     "--samples",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_NUMBER),
     default=64,
     help="Most sequences of a domain.",
 )
@@ -109,7 +110,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Model",
     "--threads",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_NUMBER),
     help="CPU threads.  [default: one a core]",
 )
 @option(
@@ -122,7 +123,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Engine transformers",
     "--layers",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_NUMBER),
     help="With --random-init: only so many layers.",
 )
 @option(
@@ -149,7 +150,7 @@ rows are documents, which stand one after the other and are cut into sequences.
     "Recording",
     "--generate",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=MAX_NUMBER),
     default=0,
     help="Decode N tokens after each sequence and record those instead.",
 )

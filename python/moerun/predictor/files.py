@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from moerun.errors import FileError, FormatError, MissingFileError
 from moerun.predictor.shape import NetShape
-from moerun.user_files import user_path
+from moerun.safetensors_file import read_header, read_tensor
+from moerun.user_files import open_regular, user_path
 from moerun.whole_file import replace_file
 
 FORMAT = "moerun-predictor"
@@ -88,29 +88,27 @@ def read_info(path: str | os.PathLike[str]) -> PredictorInfo:
         MissingFileError, FileError: it cannot be read.
         FormatError: it is no predictor, one of another version, or says something wrong.
     """
-    file = user_path(path)
+    file = user_path(path, "the path of a predictor")
     try:
-        file.open("rb").close()  # the library takes every failure for a missing file
-        with safetensors.safe_open(str(file), "np") as opened:
-            metadata = opened.metadata() or {}
-            names = set(opened.keys())
+        with open_regular(file) as opened:
+            header = read_header(opened, str(file))
+            metadata = header.metadata
             if metadata.get("format") != FORMAT:
                 raise FormatError(
                     f"{file} is a safetensors file but not a predictor: expected the metadata "
                     f"format = '{FORMAT}', found {_shown(metadata.get('format'))}. "
                     "moe-predictor train writes predictors"
                 )
-            trained = opened.get_tensor("trained_sequences") if "trained_sequences" in names else 0
-    except FileNotFoundError:
+            place = header.tensors.get("trained_sequences")
+            if place is None or place.dtype != "I64" or len(place.shape) != 1:
+                raise FormatError(
+                    f"{file}: expected a tensor trained_sequences, I64 of one dimension"
+                )
+            trained = read_tensor(opened, place, str(file))
+    except MissingFileError:
         raise MissingFileError(
             f"there is no file {file}; moe-predictor train writes predictors"
         ) from None
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise FormatError(f"{file} is not a safetensors file: {error}") from None
-    if not isinstance(trained, np.ndarray) or trained.dtype != np.int64 or trained.ndim != 1:
-        raise FormatError(f"{file}: expected a tensor trained_sequences, I64 of one dimension")
     return _parsed(metadata, np.sort(trained), file)
 
 

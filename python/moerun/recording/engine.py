@@ -70,6 +70,13 @@ class Engine(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """How the engine was set up, as far as routing depends on it; goes into the trace."""
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse sequences that are longer than the model allows, before any is made.
+
+        Raises:
+            InvalidArgumentError: `tokens` are too many.
+        """
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens.
 

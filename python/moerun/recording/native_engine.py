@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moerun.errors import MissingFileError
+from moerun.errors import InvalidArgumentError, MissingFileError
 from moerun.identity import parts_of_recording
 from moerun.model import Model
 from moerun.recording.documents import separator_token
@@ -50,6 +50,14 @@ class NativeEngine:
         }
         if model._logs_events:  # experts do not depend on the cache, its events do
             self.settings["cache"] = _cache_settings(model)
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse sequences that are longer than the model was loaded for."""
+        if tokens > self._model.context_length:
+            raise InvalidArgumentError(
+                f"a sequence of {tokens} tokens is longer than {self.model_name} was loaded for: "
+                f"context_length is {self._model.context_length}"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens."""

@@ -19,7 +19,9 @@ from moerun.recording.engine import Engine, Stack, TraceOptions
 from moerun.recording.interrupts import interrupts_delayed
 from moerun.recording.sequences import Sequences, sequences_of
 from moerun.trace import TraceWriter
-from moerun.trace.header import partial_folder, shards_on_disk
+from moerun.trace.header import shards_on_disk
+from moerun.trace.work_folder import check_free
+from moerun.user_files import user_path
 
 _SUFFIX = ".safetensors"
 _MAX_SEED = 2**64
@@ -110,6 +112,7 @@ def record(
     check_int("generate", options.generate, 0, MAX_TOKENS)
     check_number("temperature", options.temperature, 0)
     check_int("seed", seed, 0, _MAX_SEED - 1)
+    engine.check_length(length + options.generate)
     if not sources:
         raise InvalidArgumentError("there are no data to record")
     names = [source.domain for source in sources]
@@ -198,29 +201,28 @@ def check_output(
 
     Raises:
         InvalidArgumentError: it does not end in .safetensors.
-        FileError: there is no such directory, or a trace of this name and neither `resume` nor
-            `overwrite` is set.
+        FileError: there is no such directory, a trace of this name and neither `resume` nor
+            `overwrite` is set, or another process writes it.
     """
-    path = Path(output)
+    path = user_path(output, "the output")
     if not path.name.endswith(_SUFFIX) or path.name == _SUFFIX:
         raise InvalidArgumentError(f"a trace is a *{_SUFFIX} file, not {path}; try {path}{_SUFFIX}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise FileError(f"{path} is a directory; name a *{_SUFFIX} file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise MissingFileError(f"there is no directory {path.parent} to write {path.name} in")
-    if resume or overwrite:
-        return
     for stack in (None, "encoder", "decoder"):
         target = path_of(path, stack)
-        folder = partial_folder(target)  # of a process that was killed
-        if there := [*shards_on_disk(target), *([folder] if any(folder.glob("*")) else [])]:
+        folder = check_free(target)  # of a process that was killed
+        there = [*shards_on_disk(target), *([] if folder is None else [folder])]
+        if there and not resume and not overwrite:
             offer = "--resume goes on with it, " if can_resume else ""
             raise FileError(f"{there[0]} exists already: {offer}--overwrite replaces it")
 
 
 def path_of(output: str | os.PathLike[str], stack: str | None) -> Path:
     """Return where the trace of a stack goes."""
-    path = Path(output)
+    path = user_path(output, "the output")
     if stack is None or not path.name.endswith(_SUFFIX):
         return path
     return path.with_name(f"{path.name.removesuffix(_SUFFIX)}-{stack}{_SUFFIX}")

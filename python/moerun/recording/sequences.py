@@ -51,23 +51,28 @@ def sequences_of(
 def _pack(
     source: DataSource, encode: Encode, vocab_size: int, separator: int | None, length: int
 ) -> Sequences:
-    waiting = np.zeros(0, np.int32)
+    waiting: list[NDArray[np.int32]] = []
+    num_waiting = 0
     has_sequence = False
     for tokens, is_row in _tokens(source, encode, vocab_size, separator, length):
         if is_row:
             has_sequence = True
             yield tokens
             continue
-        waiting = np.concatenate([waiting, tokens])
+        waiting.append(tokens)
+        num_waiting += len(tokens)
+        if num_waiting < length:
+            continue
+        joined = np.concatenate(waiting)
         first = 0
-        while len(waiting) - first >= length:
+        while num_waiting - first >= length:
             has_sequence = True
-            yield waiting[first : first + length].copy()
+            yield joined[first : first + length].copy()
             first += length
-        waiting = waiting[first:]
+        waiting, num_waiting = [joined[first:]], num_waiting - first
     if not has_sequence:
         raise InvalidArgumentError(
-            f"the domain {source.domain!r} has only {len(waiting)} tokens, less than one sequence "
+            f"the domain {source.domain!r} has only {num_waiting} tokens, less than one sequence "
             f"of {length}: give more text or lower --length"
         )
 

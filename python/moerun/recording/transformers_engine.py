@@ -161,6 +161,14 @@ class TransformersEngine:
         folder = None if self._tokenizer is None else self._tokenizer.folder
         return separator_token(folder, self.encode, model_ids, self.vocab_size)
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse sequences that are longer than the model allows."""
+        if self._max_tokens is not None and tokens > self._max_tokens:
+            raise InvalidArgumentError(
+                f"a sequence of {tokens} tokens is longer than {self.model_name} allows: "
+                f"max_position_embeddings is {self._max_tokens}; lower --length or --generate"
+            )
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` without special tokens."""
         if self._tokenizer is None:
@@ -181,12 +189,7 @@ class TransformersEngine:
                 "the engine transformers has no prefetcher whose predictions could be recorded; "
                 "record with the engine native"
             )
-        tokens = len(token_ids) + options.generate
-        if self._max_tokens is not None and tokens > self._max_tokens:
-            raise InvalidArgumentError(
-                f"a sequence of {tokens} tokens is longer than {self.model_name} allows: "
-                f"max_position_embeddings is {self._max_tokens}; lower --length or --generate"
-            )
+        self.check_length(len(token_ids) + options.generate)
         with torch.inference_mode():
             if options.generate:
                 return self._decode(token_ids, options, seed)

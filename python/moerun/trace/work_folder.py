@@ -13,8 +13,30 @@ from pathlib import Path
 
 from moerun.trace.header import SUFFIX, partial_folder, shard_path
 from moerun.trace.shard_file import sync_folder
-from moerun.whole_file import replace_file
-from moerun.write_lock import WriteLock
+from moerun.write_lock import WriteLock, check_unlocked
+
+_LOCK = "lock"
+
+
+def check_free(path: Path) -> Path | None:
+    """Refuse a trace that another process writes now.
+
+    Args:
+        path: where the trace is to go.
+
+    Returns:
+        The folder of an unfinished recording, None if there is none.
+
+    Raises:
+        FileError: another process writes it.
+    """
+    folder = partial_folder(path)
+    check_unlocked(folder / _LOCK, path)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    return folder if any(name != _LOCK and not name.endswith(".tmp") for name in names) else None
 
 
 class WorkFolder:
@@ -30,7 +52,7 @@ class WorkFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = partial_folder(path)
-        self._lock = WriteLock(self._folder / "lock", path)
+        self._lock = WriteLock(self._folder / _LOCK, path)
         self._moving = self._folder / "moving"
         self.journal = self._folder / "journal"
 
@@ -77,7 +99,7 @@ class WorkFolder:
             file.unlink(missing_ok=True)
         if len(targets) > 1:
             sync_folder(self._path.parent)
-            replace_file(self._moving, str(len(targets)).encode())
+            self._mark_moving(len(targets))
         for file, target in zip(shards, targets, strict=True):
             os.replace(file, target)
         sync_folder(self._path.parent)
@@ -86,8 +108,17 @@ class WorkFolder:
 
     def take_in(self, count: int) -> None:
         """Move the `count` files of a finished trace into the folder."""
-        replace_file(self._moving, str(count).encode())
+        self._mark_moving(count)
         self.finish_moving()
+
+    def _mark_moving(self, count: int) -> None:
+        temporary = self._moving.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(str(count).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._moving)
+        sync_folder(self._folder)
 
     def finish_moving(self) -> None:
         """Take the files of a trace in that were on their way, whichever way it was."""
@@ -102,6 +133,7 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Remove the folder with what is left in it, and let others write."""
+        self.clean()
         for file in self.files():
             file.unlink()
         self.leave()
