@@ -31,9 +31,9 @@ std::size_t top_records_of(double split, const LayerModel& layer) {
 }
 
 void check_seconds(std::size_t layer, const char* name, double seconds) {
-  if (seconds >= 0 && std::isfinite(seconds)) return;
-  throw InvalidArgument(
-      message("layer ", layer, ": ", name, ": expected seconds, at least 0, found ", seconds));
+  if (is_cost(seconds)) return;
+  throw InvalidArgument(message("layer ", layer, ": ", name, ": expected seconds, at least 0 and ",
+                                "at most ", kMaxCostSeconds, ", found ", seconds));
 }
 
 void check_probability(std::size_t layer, const char* name, std::size_t index, double value) {
@@ -127,18 +127,19 @@ Planner::Planner(PlanProblem problem, double fixed_split)
     throw InvalidArgument(message("split: expected 0 to 1, found ", fixed_split));
   }
   check_seconds(0, "head", problem_.head_s);
-  if (!(problem_.link.bytes_per_s > 0 && std::isfinite(problem_.link.bytes_per_s) &&
-        problem_.link.fixed_s >= 0 && std::isfinite(problem_.link.fixed_s))) {
-    throw InvalidArgument(message("link: expected a rate above 0 and a fixed time of at least 0, ",
-                                  "found ", problem_.link.bytes_per_s, " bytes a second and ",
+  if (!is_rate(problem_.link.bytes_per_s) || !is_cost(problem_.link.fixed_s)) {
+    throw InvalidArgument(message("link: expected a rate of ", kMinBytesPerS, " to ", kMaxBytesPerS,
+                                  " and a fixed time of at least 0 and at most ", kMaxCostSeconds,
+                                  " s, found ", problem_.link.bytes_per_s, " bytes a second and ",
                                   problem_.link.fixed_s, " s"));
   }
   if (problem_.link.channels == 0) {
     throw InvalidArgument("link: expected at least 1 channel, found 0");
   }
   check_seconds(0, "wake", problem_.link.wake_s);
-  if (!(problem_.link.slowdown >= 0 && std::isfinite(problem_.link.slowdown))) {
-    throw InvalidArgument(message("slowdown: expected at least 0, found ", problem_.link.slowdown));
+  if (!is_cost(problem_.link.slowdown)) {
+    throw InvalidArgument(message("slowdown: expected at least 0 and at most ", kMaxCostSeconds,
+                                  ", found ", problem_.link.slowdown));
   }
   for (std::size_t l = 0; l < problem_.layers.size(); ++l) {
     check(l, problem_.layers[l]);

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from moerun.errors import FileError, FormatError, MissingFileError
 from moerun.predictor.shape import NetShape
+from moerun.user_files import open_regular
 from moerun.whole_file import replace_file
 
 FORMAT = "moerun-predictor"
@@ -89,7 +90,7 @@ def read_info(path: str | os.PathLike[str]) -> PredictorInfo:
     """
     file = Path(path).expanduser()
     try:
-        file.open("rb").close()  # the library takes every failure for a missing file
+        open_regular(file).close()  # the library takes every failure for a missing file
         with safetensors.safe_open(str(file), "np") as opened:
             metadata = opened.metadata() or {}
             names = set(opened.keys())
@@ -100,7 +101,7 @@ def read_info(path: str | os.PathLike[str]) -> PredictorInfo:
                     "moe-predictor train writes predictors"
                 )
             trained = opened.get_tensor("trained_sequences") if "trained_sequences" in names else 0
-    except FileNotFoundError:
+    except (FileNotFoundError, MissingFileError):
         raise MissingFileError(
             f"there is no file {file}; moe-predictor train writes predictors"
         ) from None
