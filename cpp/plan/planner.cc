@@ -36,6 +36,13 @@ void check_seconds(std::size_t layer, const char* name, double seconds) {
                                 "at most ", kMaxCostSeconds, ", found ", seconds));
 }
 
+// Of a few seconds that were checked.
+void check_sum(std::size_t layer, const char* name, double seconds) {
+  if (seconds >= 0 && std::isfinite(seconds)) return;
+  throw InvalidArgument(
+      message("layer ", layer, ": ", name, ": expected seconds, at least 0, found ", seconds));
+}
+
 void check_probability(std::size_t layer, const char* name, std::size_t index, double value) {
   if (value >= 0 && value <= 1) return;
   throw InvalidArgument(
@@ -93,8 +100,8 @@ void check(std::size_t index, const LayerModel& layer) {
   check_seconds(index, "attention", layer.attention_s);
   check_seconds(index, "moe", layer.moe_s);
   check_seconds(index, "prompt", layer.prompt_s);
-  check_seconds(index, "window", layer.window_s);
-  check_seconds(index, "before", layer.before_s);
+  check_sum(index, "window", layer.window_s);
+  check_sum(index, "before", layer.before_s);
   if (layer.hit_rate.size() != layer.num_experts + 1) {
     throw InvalidArgument(message("layer ", index, ": hit_rate: expected ", layer.num_experts + 1,
                                   " numbers, for 0 to ", layer.num_experts, " slots, found ",
