@@ -190,7 +190,8 @@ def simulate(
 
     Args:
         trace: a trace or its path, or routing as `Model.trace` returns it.
-        model: as for `Model.load`; only its configuration and the headers of its weights are read.
+        model: as for `Model.load`; of its weights, the headers are read, and with `plan`
+            or `pack` samples.
         costs: what the parts of a pass take; a `SimulationCosts`.
         prompt_tokens: so many first tokens of every sequence are its prompt; 0 decodes all of it.
         prefill_chunk: most tokens of a prompt that go through the layers together.

@@ -116,7 +116,10 @@ def write_out(text: str) -> None:
     try:
         data = text.encode()
         while data:  # unbuffered (python -u), a write may take only a part
-            data = data[sys.stdout.buffer.write(data) :]
+            count = sys.stdout.buffer.write(data)
+            if not count:  # it takes nothing, and gives no reason
+                raise FileError("cannot write to standard output: it takes no more bytes")
+            data = data[count:]
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -14,7 +14,7 @@ import transformers
 from numpy.typing import NDArray
 
 from moerun.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedModelError
-from moerun.identity import parts_of_recording
+from moerun.identity import name_of, parts_of_recording
 from moerun.recording.engine import Stack, TraceOptions
 from moerun.recording.expert_calls import ExpertCalls
 from moerun.recording.routers import Watch, find_routers
@@ -137,7 +137,9 @@ class TransformersEngine:
             "transformers": transformers.__version__,
         }
         path = Path(source)
-        name = (path.stem if path.is_file() else path.resolve().name) if path.exists() else source
+        name = (
+            (path.stem if path.is_file() else name_of(path.resolve())) if path.exists() else source
+        )
         if random_init:
             name += " (random weights)"
         return cls(loaded, name, HubTokenizer(source, trust_remote_code), settings)
