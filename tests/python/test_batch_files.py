@@ -16,6 +16,7 @@ from moerun.errors import FileError, FormatError, MoerunError
 from moerun_tools import batch_output
 from moerun_tools.batch_file import GENERATION_FIELDS, BadLine, BatchInput
 from moerun_tools.batch_output import BatchOutput, line_bytes, write_at
+from moerun_tools.command import write_out
 
 RUN = {"prompts": "a", "weights": "b", "options of generation": "c"}
 
@@ -338,3 +339,19 @@ def test_the_beginning_of_a_partial_file_is_what_is_written(output):
     with output() as first:
         first.open(resume=False)
     assert first.partial_path.read_bytes().startswith(batch_output._BEGINNING)
+
+
+@pytest.mark.parametrize("taken", [0, None])
+def test_a_standard_output_that_takes_nothing_is_an_error_and_no_endless_loop(monkeypatch, taken):
+    class Stuck:
+        buffer = property(lambda self: self)
+
+        def write(self, data):
+            return taken
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Stuck())
+    with pytest.raises(FileError, match="takes no more bytes"):
+        write_out("text")

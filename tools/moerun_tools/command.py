@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -118,7 +119,7 @@ def write_out(text: str) -> None:
         while data:  # unbuffered (python -u), a write may take only a part
             count = sys.stdout.buffer.write(data)
             if not count:  # it takes nothing, and gives no reason
-                raise FileError("cannot write to standard output: it takes no more bytes")
+                raise OSError(errno.EAGAIN, "it takes no more bytes")
             data = data[count:]
         sys.stdout.flush()
     except BrokenPipeError:
