@@ -16,7 +16,7 @@ struct CheckpointFingerprint {
 
 // Samples are 4 KiB: the first, the last and evenly spaced ones between them, three for each matrix
 // of a tensor and one for each 2 MiB. A tensor of up to 64 KiB is read whole. Of a checkpoint of
-// 60 GB about 200 MB are read. Throws FileError where a file cannot be read or has changed since it
+// 60 GB about 300 MB are read. Throws FileError where a file cannot be read or has changed since it
 // was opened.
 CheckpointFingerprint fingerprint_of(const Checkpoint& checkpoint);
 

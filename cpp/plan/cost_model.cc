@@ -212,7 +212,7 @@ TransferCost fit_transfer(std::span<const TransferSample> samples) {
     fixed = 0;
     slope = b1 / bb;
   }
-  if (!(slope > 0) || !std::isfinite(slope)) {
+  if (!(slope > 0) || !std::isfinite(slope) || !is_cost(fixed) || !is_rate(largest / slope)) {
     throw InvalidArgument(
         "transfers: more bytes take no longer in these samples; measure larger sizes");
   }

@@ -8,6 +8,15 @@
 
 namespace moerun {
 
+// What is refused beyond these: with such numbers, times of a token are no numbers any more.
+inline constexpr double kMaxCostSeconds = 1e6;
+inline constexpr double kMinBytesPerS = 1;
+inline constexpr double kMaxBytesPerS = 1e18;
+inline bool is_cost(double seconds) { return seconds >= 0 && seconds <= kMaxCostSeconds; }
+inline bool is_rate(double bytes_per_s) {
+  return bytes_per_s >= kMinBytesPerS && bytes_per_s <= kMaxBytesPerS;
+}
+
 // What has to move: so many pieces, of so many bytes in all.
 struct TransferSize {
   double pieces = 0;

@@ -31,6 +31,13 @@ std::size_t top_records_of(double split, const LayerModel& layer) {
 }
 
 void check_seconds(std::size_t layer, const char* name, double seconds) {
+  if (is_cost(seconds)) return;
+  throw InvalidArgument(message("layer ", layer, ": ", name, ": expected seconds, at least 0 and ",
+                                "at most ", kMaxCostSeconds, ", found ", seconds));
+}
+
+// Of a few seconds that were checked.
+void check_sum(std::size_t layer, const char* name, double seconds) {
   if (seconds >= 0 && std::isfinite(seconds)) return;
   throw InvalidArgument(
       message("layer ", layer, ": ", name, ": expected seconds, at least 0, found ", seconds));
@@ -93,8 +100,8 @@ void check(std::size_t index, const LayerModel& layer) {
   check_seconds(index, "attention", layer.attention_s);
   check_seconds(index, "moe", layer.moe_s);
   check_seconds(index, "prompt", layer.prompt_s);
-  check_seconds(index, "window", layer.window_s);
-  check_seconds(index, "before", layer.before_s);
+  check_sum(index, "window", layer.window_s);
+  check_sum(index, "before", layer.before_s);
   if (layer.hit_rate.size() != layer.num_experts + 1) {
     throw InvalidArgument(message("layer ", index, ": hit_rate: expected ", layer.num_experts + 1,
                                   " numbers, for 0 to ", layer.num_experts, " slots, found ",
@@ -127,18 +134,19 @@ Planner::Planner(PlanProblem problem, double fixed_split)
     throw InvalidArgument(message("split: expected 0 to 1, found ", fixed_split));
   }
   check_seconds(0, "head", problem_.head_s);
-  if (!(problem_.link.bytes_per_s > 0 && std::isfinite(problem_.link.bytes_per_s) &&
-        problem_.link.fixed_s >= 0 && std::isfinite(problem_.link.fixed_s))) {
-    throw InvalidArgument(message("link: expected a rate above 0 and a fixed time of at least 0, ",
-                                  "found ", problem_.link.bytes_per_s, " bytes a second and ",
+  if (!is_rate(problem_.link.bytes_per_s) || !is_cost(problem_.link.fixed_s)) {
+    throw InvalidArgument(message("link: expected a rate of ", kMinBytesPerS, " to ", kMaxBytesPerS,
+                                  " and a fixed time of at least 0 and at most ", kMaxCostSeconds,
+                                  " s, found ", problem_.link.bytes_per_s, " bytes a second and ",
                                   problem_.link.fixed_s, " s"));
   }
   if (problem_.link.channels == 0) {
     throw InvalidArgument("link: expected at least 1 channel, found 0");
   }
   check_seconds(0, "wake", problem_.link.wake_s);
-  if (!(problem_.link.slowdown >= 0 && std::isfinite(problem_.link.slowdown))) {
-    throw InvalidArgument(message("slowdown: expected at least 0, found ", problem_.link.slowdown));
+  if (!is_cost(problem_.link.slowdown)) {
+    throw InvalidArgument(message("slowdown: expected at least 0 and at most ", kMaxCostSeconds,
+                                  ", found ", problem_.link.slowdown));
   }
   for (std::size_t l = 0; l < problem_.layers.size(); ++l) {
     check(l, problem_.layers[l]);

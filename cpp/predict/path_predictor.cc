@@ -195,12 +195,19 @@ void PathPredictor::pass(std::span<const Row> rows) {
   cpu_.norm(*stream_, weights.final_norm, hidden.slice(0, asked), normed.slice(0, asked));
   cpu_.linear(*stream_, weights.head, normed.slice(0, asked), logits, {});
   std::size_t next = 0;
+  bool is_finite = true;
   for (const Row& row : rows) {
     if (row.probabilities == nullptr) continue;
     const float* x = logits.row(next++);
     for (std::size_t i = 0; i < logits.cols; ++i) {
       row.probabilities[i] = 1.0f / (1.0f + std::exp(-x[i]));
+      is_finite &= !std::isnan(row.probabilities[i]);
     }
+  }
+  if (!is_finite) {
+    throw FormatError(message(file_.path, ": the predictor's weights give probabilities that are ",
+                              "not numbers: they are too large; the file is damaged: copy or ",
+                              "train it again"));
   }
 }
 

@@ -291,6 +291,7 @@ PredictorFile read_predictor(const std::filesystem::path& path, const ExpectedMo
   const std::string where = path.string();
   const Metadata metadata(opened.metadata(), where);
   PredictorFile file;
+  file.path = where;
   file.shape = read_shape(metadata);
   file.model = metadata.text("model");
   file.model_id = metadata.hash("model_id", 16);

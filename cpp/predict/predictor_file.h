@@ -62,6 +62,7 @@ struct PredictorWeights {
 };
 
 struct PredictorFile {
+  std::string path;
   PredictorShape shape;
   std::string model;  // its name, for people
   std::string model_id;

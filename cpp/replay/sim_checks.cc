@@ -5,14 +5,16 @@
 #include <utility>
 
 #include "base/error.h"
+#include "plan/cost_model.h"
 #include "trace/routing_record.h"
 
 namespace moerun {
 namespace {
 
 void check_seconds(const char* name, double seconds) {
-  if (std::isfinite(seconds) && seconds >= 0) return;
-  throw InvalidArgument(message(name, ": expected at least 0 seconds, found ", seconds));
+  if (is_cost(seconds)) return;
+  throw InvalidArgument(message(name, ": expected at least 0 and at most ", kMaxCostSeconds,
+                                " seconds, found ", seconds));
 }
 
 // All different and below num_experts. The cache relies on it.
@@ -67,8 +69,9 @@ void check_sim_costs(const SimCosts& costs, std::size_t num_layers) {
   check_seconds("head_s", costs.head_s);
   check_seconds("wake_s", costs.wake_s);
   check_seconds("predict_s", costs.predict_s);
-  if (!std::isfinite(costs.slowdown) || costs.slowdown < 0) {
-    throw InvalidArgument(message("slowdown: expected at least 0, found ", costs.slowdown));
+  if (!is_cost(costs.slowdown)) {
+    throw InvalidArgument(message("slowdown: expected at least 0 and at most ", kMaxCostSeconds,
+                                  ", found ", costs.slowdown));
   }
   check_link_cost(costs.link);
 }

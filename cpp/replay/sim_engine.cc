@@ -1,22 +1,20 @@
 #include "replay/sim_engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "base/error.h"
+#include "plan/cost_model.h"
 
 namespace moerun {
 
 void check_link_cost(const LinkCost& cost) {
-  const bool is_sound = std::isfinite(cost.fixed_s) && cost.fixed_s >= 0 &&
-                        std::isfinite(cost.bytes_per_s) && cost.bytes_per_s > 0 &&
-                        cost.channels > 0;
-  if (!is_sound) {
-    throw InvalidArgument(message("link_bytes_per_s and link_fixed_s: expected a rate above 0 and ",
-                                  "at least 0 seconds over at least 1 channel, found ",
-                                  cost.bytes_per_s, " and ", cost.fixed_s, " over ",
-                                  cost.channels));
+  if (!is_rate(cost.bytes_per_s) || !is_cost(cost.fixed_s) || cost.channels == 0) {
+    throw InvalidArgument(message("link_bytes_per_s and link_fixed_s: expected a rate of ",
+                                  kMinBytesPerS, " to ", kMaxBytesPerS, " and at least 0 and at ",
+                                  "most ", kMaxCostSeconds,
+                                  " seconds over at least 1 channel, found ", cost.bytes_per_s,
+                                  " and ", cost.fixed_s, " over ", cost.channels));
   }
 }
 

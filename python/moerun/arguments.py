@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from moerun.errors import InvalidArgumentError
 
+_MAX_SECONDS = 1e6  # as the native module
+_MAX_BYTES_PER_S = 1e18
+
 
 def shown(value: Any) -> str:
     """Return how a message names a value: its representation, cut when long, and its type."""
@@ -68,6 +71,16 @@ def check_number(
             limit += f" and at most {maximum:g}"
         raise InvalidArgumentError(f"{name} must be {limit}, not {number:g}")
     return number
+
+
+def check_seconds(name: str, value: Any) -> float:
+    """Return `value` as a time that a part of a pass can take: from 0 to 10^6 seconds."""
+    return check_number(name, value, 0, _MAX_SECONDS)
+
+
+def check_rate(name: str, value: Any) -> float:
+    """Return `value` as bytes a second, from 1 to 10^18: below, times are no numbers any more."""
+    return check_number(name, value, 1, _MAX_BYTES_PER_S)
 
 
 def check_token_ids(token_ids: Any, vocab_size: int) -> NDArray[np.int64]:

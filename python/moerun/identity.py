@@ -84,7 +84,7 @@ class ModelIdentity:
 
     Attributes:
         directory: that holds the model.
-        name: of that directory.
+        name: of that directory, for people.
 
     Raises:
         MissingFileError, FileError, FormatError, UnsupportedModelError: as `moerun.Model.load`,
@@ -93,7 +93,7 @@ class ModelIdentity:
 
     def __init__(self, model: str | os.PathLike[str] | None) -> None:
         self.directory = resolve_model(model)
-        self.name = self.directory.name
+        self.name = name_of(self.directory)
 
     @cached_property
     def config_hash(self) -> str:
@@ -186,6 +186,11 @@ def model_id(path: str | os.PathLike[str] | None = None) -> str:
         MissingFileError, FileError, FormatError: as `moerun.Model.load`.
     """
     return ModelIdentity(path).model_id
+
+
+def name_of(directory: Path) -> str:
+    """Return the name of a directory as any file can hold it: U+FFFD for what is not UTF-8."""
+    return os.fsencode(directory.name).decode("utf-8", "replace")
 
 
 def parts_of_recording(files: Path | None, *, with_weights: bool = True) -> dict[str, str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moerun.arguments import check_str, shown
-from moerun.errors import FormatError, InvalidArgumentError
+from moerun.errors import FormatError, InvalidArgumentError, MoerunError
 from moerun.identity import model_id
-from moerun.user_files import user_path
+from moerun.user_files import read_text_bounded, user_path
 
 if TYPE_CHECKING:
     from moerun.planning import Plan
@@ -67,8 +67,8 @@ def check_plan_model(name: str | None, directory: Path, text: str = "") -> None:
     if planned != found:
         raise FormatError(
             f"{name}: the plan is of another model: its model_id is {planned}, that of {directory} "
-            f"is {found}; make a plan for this model with moe-plan make, or load the model that "
-            "the plan is of"
+            f"is {found}. Other weights in the same files are another model, too. Make a plan for "
+            "this model with moe-plan make, or load the model that the plan is of"
         )
 
 
@@ -94,11 +94,8 @@ def _read(name: str, text: str) -> dict[str, Any]:
     """Return what a plan says; nothing where it is none: others tell that."""
     try:
         if not text:
-            path = Path(name)
-            if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-                return {}
-            text = path.read_text(encoding="utf-8")
+            text = read_text_bounded(name, _MAX_BYTES)
         value = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+    except (MoerunError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

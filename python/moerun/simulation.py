@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moerun import _moerun
-from moerun.arguments import check_int, check_number, shown
+from moerun.arguments import check_int, check_number, check_rate, check_seconds, shown
 from moerun.batch import scheduling_options
 from moerun.cache_control import CacheEvent
 from moerun.cache_options import Prefetch, Split, cache_options
@@ -190,7 +190,8 @@ def simulate(
 
     Args:
         trace: a trace or its path, or routing as `Model.trace` returns it.
-        model: as for `Model.load`; only its configuration and the headers of its weights are read.
+        model: as for `Model.load`; of its weights, the headers are read, and with `plan`
+            or `pack` samples.
         costs: what the parts of a pass take; a `SimulationCosts`.
         prompt_tokens: so many first tokens of every sequence are its prompt; 0 decodes all of it.
         prefill_chunk: most tokens of a prompt that go through the layers together.
@@ -334,20 +335,18 @@ def _costs(costs: Any, num_layers: int) -> dict[str, Any]:
     def per_layer(name: str) -> list[float]:
         value = getattr(costs, name)
         if isinstance(value, (list, tuple, np.ndarray)):
-            return [check_number(f"{name}[{idx}]", each, 0) for idx, each in enumerate(value)]
-        return [check_number(name, value, 0)] * num_layers
+            return [check_seconds(f"{name}[{idx}]", each) for idx, each in enumerate(value)]
+        return [check_seconds(name, value)] * num_layers
 
     return {
         "attention_s": per_layer("attention_s"),
         "moe_s": per_layer("moe_s"),
         "prompt_s": per_layer("prompt_s"),
-        "head_s": check_number("head_s", costs.head_s, 0),
-        "link_fixed_s": check_number("link_fixed_s", costs.link_fixed_s, 0),
+        "head_s": check_seconds("head_s", costs.head_s),
+        "link_fixed_s": check_seconds("link_fixed_s", costs.link_fixed_s),
         "link_channels": check_int("link_channels", getattr(costs, "link_channels", 1), 1, 1024),
-        "slowdown": check_number("slowdown", getattr(costs, "slowdown", 0.0), 0),
-        "wake_s": check_number("wake_s", getattr(costs, "wake_s", 0.0), 0),
-        "predict_s": check_number("predict_s", getattr(costs, "predict_s", 0.0), 0),
-        "link_bytes_per_s": check_number(
-            "link_bytes_per_s", costs.link_bytes_per_s, 0, above_minimum=True
-        ),
+        "slowdown": check_seconds("slowdown", getattr(costs, "slowdown", 0.0)),
+        "wake_s": check_seconds("wake_s", getattr(costs, "wake_s", 0.0)),
+        "predict_s": check_seconds("predict_s", getattr(costs, "predict_s", 0.0)),
+        "link_bytes_per_s": check_rate("link_bytes_per_s", costs.link_bytes_per_s),
     }

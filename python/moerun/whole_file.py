@@ -9,6 +9,8 @@ from pathlib import Path
 
 from moerun.errors import FileError
 
+_START_BYTES = 100  # of a name, in that of its temporary file
+
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside `path`, then give it its name.
@@ -19,7 +21,9 @@ def replace_file(path: Path, data: bytes) -> None:
     target = Path(os.path.realpath(path))  # what a link names, not the link
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        # Short enough for a name that has all the bytes which a file system allows.
+        start = os.fsdecode(os.fsencode(target.name)[:_START_BYTES])
+        handle, temporary = tempfile.mkstemp(prefix=f".{start}.", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()

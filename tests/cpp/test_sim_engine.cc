@@ -117,7 +117,7 @@ TEST("a simulated transfer can be promoted, and cancelled between its pieces") {
   CHECK_EQ(engine.bytes_read(*third), std::uint64_t{0});
   clock.advance_to(9);
   CHECK_EQ(engine.stats().bytes, std::uint64_t{400});
-  CHECK_THROWS(InvalidArgument, SimEngine(sizes, {0, 0}, progress, clock), "rate above 0");
+  CHECK_THROWS(InvalidArgument, SimEngine(sizes, {0, 0}, progress, clock), "rate of 1 to");
 }
 
 TEST("computing that takes longer beside a busy link, and after waiting") {

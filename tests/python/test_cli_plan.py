@@ -328,7 +328,7 @@ def test_files_that_cannot_be_read_or_written_are_one_line(folder, trace, costs)
     assert_failed(run(*make, folder / "no" / "p.json", *good), "no folder")
     path = folder / "p.json"
     assert_failed(run(*make, path, "--trace", folder / "no", *SIMPLE), "no trace")
-    assert_failed(run(*make, path, "--trace", trace, "--costs", folder / "no"), "No such file")
+    assert_failed(run(*make, path, "--trace", trace, "--costs", folder / "no"), "there is no file")
     assert_failed(run(*make, path, "--trace", trace, "--costs", trace), "not")
     assert_failed(run("simulate", *good, "--plan", folder / "no.json"), "no.json")
     assert not path.exists()

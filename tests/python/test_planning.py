@@ -383,7 +383,7 @@ def test_costs_come_back_from_json(seed, device):
     [
         (lambda value: "{", "not JSON"),
         (lambda value: "[]", "version"),
-        (lambda value: json.dumps(value | {"version": 3}), "version"),
+        (lambda value: json.dumps(value | {"version": 4}), "version"),
         (lambda value: json.dumps(value | {"speed": 1}), "speed"),
         (lambda value: json.dumps({k: v for k, v in value.items() if k != "moe_s"}), "moe_s"),
         (lambda value: json.dumps(value | {"head_s": -1}), "head_s"),

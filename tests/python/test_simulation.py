@@ -355,7 +355,7 @@ def test_a_simulation_can_be_interrupted(shipped, routing):
         ({"costs": replace(COSTS, moe_s="fast")}, "moe_s must be a number"),
         ({"costs": replace(COSTS, moe_s=(1.0, 2.0))}, "moe_s: expected a number for each of the 8"),
         ({"costs": replace(COSTS, attention_s=float("nan"))}, "attention_s must be at least 0"),
-        ({"costs": replace(COSTS, link_bytes_per_s=0)}, "link_bytes_per_s must be above 0"),
+        ({"costs": replace(COSTS, link_bytes_per_s=0)}, "link_bytes_per_s must be at least 1"),
         ({"policy": "off", "prefetch": True}, "policy off"),
         ({"context_length": 10**9}, "context_length"),
         ({"pack": 3}, "pack must be"),

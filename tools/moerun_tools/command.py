@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -166,7 +167,10 @@ def write_out(text: str) -> None:
     try:
         data = text.encode()
         while data:  # unbuffered (python -u), a write may take only a part
-            data = data[sys.stdout.buffer.write(data) :]
+            count = sys.stdout.buffer.write(data)
+            if not count:  # it takes nothing, and gives no reason
+                raise OSError(errno.EAGAIN, "it takes no more bytes")
+            data = data[count:]
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -31,18 +31,11 @@ def costs_from_file(name: str, model: str | None, other_machine: bool) -> CostMo
         InvalidArgumentError: they were measured with another model, or on another machine.
         FileError, FormatError: the file cannot be read, or is no cost model.
     """
-    from moerun.errors import FileError, FormatError, InvalidArgumentError
-    from moerun.identity import ModelIdentity
-    from moerun.planning import CostModel, machine_name
-    from moerun.user_files import user_path
+    from moerun.errors import InvalidArgumentError
+    from moerun.identity import ModelIdentity, machine_name
+    from moerun.planning.costs import read_costs
 
-    try:
-        text = user_path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise FormatError(f"{name} is not a cost model: it is not text") from None
-    except OSError as error:
-        raise FileError(f"cannot read the costs {name}: {error.strerror}") from error
-    costs = CostModel.from_json(text, name)
+    costs = read_costs(name)
     if costs.sizes_id and costs.sizes_id != ModelIdentity(model).sizes_id:
         raise InvalidArgumentError(
             f"{name} was measured with another model ({costs.model or costs.sizes_id}): measure "

@@ -110,7 +110,8 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[_Function],
     "Expert cache",
     "--remove-pack",
     is_flag=True,
-    help="Only remove the model's record file; needs no prompt.",
+    help="Only remove the record files of the model's weights, and of weights that lay in its "
+    "folder before; needs no prompt.",
 )
 @_option(
     "Expert cache",

@@ -22,14 +22,16 @@ def store_plan(model: Any) -> None:
 
 
 def remove_pack(directory: Any) -> None:
-    """Remove the record files of a model and say what that freed."""
+    """Remove the record files of a model and name them."""
     from moerun import pack_folder
-    from moerun import remove_pack as remove
+    from moerun.packs import remove_record_files
     from moerun_tools.units import as_binary
 
-    freed = remove(directory)
-    found = f"removed {as_binary(freed)}" if freed else "no record file of this model"
-    click.echo(f"{found} in {pack_folder()}")
+    removed = remove_record_files(directory)
+    for file, size in removed.items():
+        click.echo(f"removed {file} ({as_binary(size)})")
+    if not removed:
+        click.echo(f"no record file of this model in {pack_folder()}")
 
 
 def show_dry_run(directory: Any, as_json: bool, **options: Any) -> None:

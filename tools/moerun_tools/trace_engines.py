@@ -11,6 +11,7 @@ from typing import Any
 
 from moerun.errors import InvalidArgumentError, UnsupportedModelError
 from moerun.hub import resolve_model
+from moerun.identity import name_of
 from moerun.recording import Engine, NativeEngine, load_transformers
 from moerun.user_files import user_path
 from moerun_tools.cache_options import cache_arguments
@@ -87,7 +88,7 @@ def open_engine(
                 "smaller --expert-budget"
             )
         is_repository = model is not None and not user_path(model).is_dir()
-        yield NativeEngine(native, str(model) if is_repository else directory.resolve().name)
+        yield NativeEngine(native, str(model) if is_repository else name_of(directory.resolve()))
 
 
 def _quieten_transformers(quiet: bool) -> None:

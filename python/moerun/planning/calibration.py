@@ -105,14 +105,15 @@ def calibrate(
         times = layer_costs(_moerun.layer_times(native), routing)
         link = measure_link(native, config, report)
         stats = model.stats()
+    identity = ModelIdentity(directory)
     return CostModel(
         **times,
         link_fixed_s=link.fixed_s,
         link_bytes_per_s=link.bytes_per_s,
         link_channels=link.channels,
         device=stats["device"],
-        model=directory.name,
-        sizes_id=ModelIdentity(directory).sizes_id,
+        model=identity.name,
+        sizes_id=identity.sizes_id,
         machine=machine_name(),
         store="checkpoint" if folder is None else "record file",
         threads=stats["threads"],

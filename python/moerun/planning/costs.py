@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from moerun import _moerun
-from moerun.arguments import check_int, check_number, check_str, shown
+from moerun.arguments import check_int, check_number, check_rate, check_seconds, check_str, shown
 from moerun.errors import FormatError, InvalidArgumentError
+from moerun.user_files import read_text_bounded
 
 _VERSION = 3  # 2 had a model_id that was made of the sizes of files
+_MAX_FILE_BYTES = 16 << 20
 _PIECE_BYTES = 2**20  # at most
 _READS = {"checkpoint": 3, "record file": 1}  # of a segment, by store
 _NUM_NEEDED = 6  # fields; the others have defaults
@@ -66,8 +69,8 @@ class CostModel:
     Made by hand, the first six do.
 
     Raises:
-        InvalidArgumentError: a number is negative or not finite, the rate is 0, or the lists
-            differ in length or are empty.
+        InvalidArgumentError: a number is negative or above 10^6, the rate is below 1 or above
+            10^18, or the lists differ in length or are empty.
     """
 
     attention_s: tuple[float, ...]
@@ -97,8 +100,8 @@ class CostModel:
         for name in ("attention_s", "moe_s", "prompt_s"):
             object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         for name in ("head_s", "link_fixed_s", "slowdown", "wake_s"):
-            object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
-        rate = check_number("link_bytes_per_s", self.link_bytes_per_s, 0, above_minimum=True)
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        rate = check_rate("link_bytes_per_s", self.link_bytes_per_s)
         object.__setattr__(self, "link_bytes_per_s", rate)
         for name in _TEXTS:
             check_str(name, getattr(self, name))
@@ -109,7 +112,7 @@ class CostModel:
             raise InvalidArgumentError(f"direct_io must be a bool, not {shown(self.direct_io)}")
         for name in ("link_error", "link_error_worst"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
+                object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
         lengths = {len(self.attention_s), len(self.moe_s), len(self.prompt_s)}
         if len(lengths) != 1 or lengths == {0}:
             raise InvalidArgumentError(
@@ -186,6 +189,16 @@ class CostModel:
             raise FormatError(f"{where}: {error}") from None
 
 
+def read_costs(path: str | os.PathLike[str]) -> CostModel:
+    """Read a file that holds what `CostModel.to_json` gave.
+
+    Raises:
+        MissingFileError, FileError: it is not there, no regular file, or cannot be read.
+        FormatError: it is no text, too large, or as for `CostModel.from_json`.
+    """
+    return CostModel.from_json(read_text_bounded(path, _MAX_FILE_BYTES), str(path))
+
+
 def fit_transfer(
     samples: Iterable[tuple[float, float] | tuple[float, float, float]],
 ) -> tuple[float, float]:
@@ -221,4 +234,4 @@ def fit_transfer(
 def _seconds(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise InvalidArgumentError(f"{name} must be a sequence of seconds, not {shown(values)}")
-    return tuple(check_number(f"{name}[{i}]", value, 0) for i, value in enumerate(values))
+    return tuple(check_seconds(f"{name}[{i}]", value) for i, value in enumerate(values))

@@ -12,7 +12,7 @@ from moerun import __version__, _moerun
 from moerun.errors import FileError, FormatError, InvalidArgumentError
 from moerun.identity import ModelIdentity, machine_name
 from moerun.packs import folder_of
-from moerun.planning.costs import CostModel
+from moerun.planning.costs import CostModel, read_costs
 from moerun.user_files import user_path
 from moerun.whole_file import replace_file
 
@@ -124,10 +124,6 @@ def _series(version: str) -> list[str]:
 def _read(file: Path) -> CostModel:
     advice = "measure again with moe-plan calibrate, which replaces it"
     try:
-        return CostModel.from_json(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError:
-        raise FormatError(f"{file} is not text; {advice}") from None
+        return read_costs(file)
     except FormatError as error:
         raise FormatError(f"{error}; {advice}") from None
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror}") from error

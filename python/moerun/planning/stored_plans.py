@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moerun.cache_options import dry_run
 from moerun.errors import FileError, InvalidArgumentError, MoerunError, OutOfMemoryError
-from moerun.identity import model_id
+from moerun.identity import model_id, name_of
 from moerun.packs import folder_of
 from moerun.planning.stored_costs import costs_folder
 from moerun.user_files import user_path
@@ -154,7 +154,7 @@ def _as_plan(model: Model, cache: dict[str, Any], identity: str) -> dict[str, An
         raise InvalidArgumentError(
             "a plan with policy static is the one that the model was loaded with; copy that file"
         )
-    plan: dict[str, Any] = {"version": 1, "model": model.path.name, "model_id": identity}
+    plan: dict[str, Any] = {"version": 1, "model": name_of(model.path), "model_id": identity}
     if cache["state"] == "resident":
         return {**plan, "budget_bytes": max(1, cache["budget_bytes"]), "resident": True}
     residents = model.residents()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moerun.errors import FileError, FormatError, MissingFileError
+from moerun.errors import FormatError, MissingFileError
 from moerun.predictor.shape import NetShape
 from moerun.safetensors_file import read_header, read_tensor
 from moerun.user_files import open_regular, user_path

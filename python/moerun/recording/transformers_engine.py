@@ -19,7 +19,7 @@ from moerun.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from moerun.identity import parts_of_recording
+from moerun.identity import name_of, parts_of_recording
 from moerun.recording.documents import separator_token
 from moerun.recording.engine import Stack, TraceOptions, no_tokenizer
 from moerun.recording.expert_calls import ExpertCalls
@@ -142,7 +142,9 @@ class TransformersEngine:
             "transformers": transformers.__version__,
         }
         path = Path(source)
-        name = (path.stem if path.is_file() else path.resolve().name) if path.exists() else source
+        name = (
+            (path.stem if path.is_file() else name_of(path.resolve())) if path.exists() else source
+        )
         if random_init:
             name += " (random weights)"
         return cls(loaded, name, HubTokenizer(source, trust_remote_code), settings)
