@@ -44,7 +44,7 @@ def check_costs(state: dict[str, Any], where: str) -> None:
     """
     for part in ("normalizer", "decoder"):
         growth = 1
-        for step in _steps(state, part):
+        for step in steps_of(state, part):
             growth *= _growth(step)
             if growth > _MOST_GROWTH:
                 raise FormatError(
@@ -62,7 +62,7 @@ def check_costs(state: dict[str, Any], where: str) -> None:
 def is_steady(state: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json has only parts that are known to end soon and not to panic."""
     for part, known in _STEADY.items():
-        for step in _steps(state, part):
+        for step in steps_of(state, part):
             kind = step.get("type")
             if kind not in known:
                 return False
@@ -75,8 +75,8 @@ def is_steady(state: dict[str, Any]) -> bool:
     return True
 
 
-def _steps(state: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    """Return the steps of a part, those in sequences of sequences too."""
+def steps_of(state: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Return the steps of a part of tokenizer.json, those in sequences of sequences too."""
     found, waiting = [], [state.get(part)]
     while waiting:
         step = waiting.pop()
