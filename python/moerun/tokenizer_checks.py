@@ -51,12 +51,33 @@ def check_costs(state: dict[str, Any], where: str) -> None:
                     f"{where}: the {part} makes more than {_MOST_GROWTH} bytes of one byte of text"
                 )
     model = state.get("model")
-    dropout = model.get("dropout") if isinstance(model, dict) else None
+    if isinstance(model, dict):
+        _check_model(model, where)
+
+
+def _check_model(model: dict[str, Any], where: str) -> None:
+    dropout = model.get("dropout")
     if dropout:
         raise FormatError(
             f"{where}: model.dropout is {dropout!r:.40}, with which a text has other tokens every "
             "time; it is for training, null otherwise"
         )
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or prefix == "" or not isinstance(merges, list):
+        return
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(part, str) for part in pair)
+            or not pair[1].startswith(prefix)
+        ):
+            # The library cuts the prefix off without a look, and ends the process.
+            raise FormatError(
+                f"{where}: the second part of each merge must begin with the "
+                f"continuing_subword_prefix {prefix!r:.40}, unlike {merge!r:.80}"
+            )
 
 
 def is_steady(state: dict[str, Any]) -> bool:
@@ -64,7 +85,7 @@ def is_steady(state: dict[str, Any]) -> bool:
     for part, known in _STEADY.items():
         for step in steps_of(state, part):
             kind = step.get("type")
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 return False
             if kind in ("Replace", "Split") and not _is_steady_pattern(step.get("pattern")):
                 return False
@@ -119,7 +140,8 @@ def _is_steady_template(step: dict[str, Any]) -> bool:
         sequence, special = piece.get("Sequence"), piece.get("SpecialToken")
         if isinstance(sequence, dict) and sequence.get("id") == "A":
             continue
-        if not isinstance(special, dict) or special.get("id") not in tokens:
+        name = special.get("id") if isinstance(special, dict) else None
+        if not isinstance(name, str) or name not in tokens:
             return False
     return True
 

@@ -59,6 +59,13 @@ FAILURES = {
     "dropout": {"model": {"type": "BPE", "dropout": 0.5, "vocab": {"a": 0}, "merges": []}},
     "no model": {"model": None},
     "merges that are none": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}},
+    "a prefix that its merges lack": {
+        "added_tokens": [],
+        "model": {
+            "type": "BPE", "vocab": {"a": 0, "é": 1, "aé": 2}, "merges": [["a", "é"]],
+            "continuing_subword_prefix": "#",
+        },
+    },
     "another id": {
         "added_tokens": [
             {
