@@ -56,6 +56,14 @@ FAILURES = {
         "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<nope>"},
     },
     "growth": {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "a" * 99)] * 9}},
+    "bytes of bytes": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+            ] * 30,
+        }
+    },
     "dropout": {"model": {"type": "BPE", "dropout": 0.5, "vocab": {"a": 0}, "merges": []}},
     "no model": {"model": None},
     "merges that are none": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}},
