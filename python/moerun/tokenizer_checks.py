@@ -128,9 +128,10 @@ def _growth(step: dict[str, Any]) -> int:
     if kind == "Replace" and isinstance(content, str):
         pattern = step.get("pattern")
         replaced = pattern.get("String") if isinstance(pattern, dict) else None
-        replaced_bytes = len(replaced.encode()) if isinstance(replaced, str) else 0
-        # An empty pattern, or a regular expression, is found before every character.
-        return -(-len(content.encode()) // replaced_bytes) if replaced_bytes else len(content) + 1
+        most = len(content.encode())
+        if isinstance(replaced, str) and replaced:
+            return max(1, -(-most // len(replaced.encode())))
+        return most + 1  # an empty pattern or a regular expression is found before any character
     if kind == "Precompiled":
         try:
             table = base64.b64decode(step.get("precompiled_charsmap") or "")
