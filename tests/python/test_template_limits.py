@@ -116,7 +116,10 @@ def test_half_characters_and_long_refusals_become_messages():
     assert len(str(caught.value).encode()) < 3000
 
 
-@pytest.mark.parametrize("messages", [[], [None], ["text"], [1], [{"role": {1}}, None]])
+@pytest.mark.parametrize(
+    "messages",
+    [[], None, 5, "text", {"role": "user"}, [None], ["text"], [1], [{"role": {1}}, None]],
+)
 def test_what_is_no_conversation_is_an_argument_error(messages):
     with pytest.raises(errors.InvalidArgumentError):
         ChatTemplate("{{ messages }}", "test").render(messages)
