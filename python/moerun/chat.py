@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -114,17 +114,15 @@ class ChatTemplate:
             InvalidArgumentError: the template refuses this conversation, or it is none.
             FormatError: the template fails, or takes too much time or memory.
         """
-        turns = [_turn(message) for message in messages]
+        turns = [_turn(message) for message in _mappings(messages)]
         if not turns:
             raise InvalidArgumentError("the conversation is empty; at least one message is needed")
         values = {
             **self._variables,
             **_plain(variables),
             "messages": turns,
-            "tools": None if tools is None else [_plain(_mapping(tool)) for tool in tools],
-            "documents": None
-            if documents is None
-            else [_plain(_mapping(document)) for document in documents],
+            "tools": None if tools is None else _plain(_mappings(tools)),
+            "documents": None if documents is None else _plain(_mappings(documents)),
             "add_generation_prompt": bool(add_generation_prompt),
         }
         has_own = tools is not None and self._tool_source is not None
@@ -178,21 +176,27 @@ def _configured(value: object, path: Path) -> dict[str, str]:
     return named or {"": ""}  # an empty list has no default
 
 
-def _turn(message: Any) -> dict[str, Any]:
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message as templates see it: without fields that are None."""
-    turn = {name: value for name, value in _plain(_mapping(message)).items() if value is not None}
+    turn = {name: value for name, value in _plain(message).items() if value is not None}
     reasoning = next((turn[name] for name in _REASONING if name in turn), None)
     if reasoning is not None:
         turn = {"thinking": reasoning, **turn, "reasoning_content": reasoning}
     return turn
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+def _mappings(values: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(values, Iterable):
         raise InvalidArgumentError(
-            f"messages, tools and documents must be dicts, not {shown(value)}"
+            f"messages, tools and documents must be lists, not {shown(values)}"
         )
-    return value
+    found = list(values)
+    for value in found:
+        if not isinstance(value, Mapping):
+            raise InvalidArgumentError(
+                f"each of messages, tools and documents must be a dict, not {shown(value)}"
+            )
+    return found
 
 
 def _plain(value: Any, level: int = 0) -> Any:

@@ -51,7 +51,8 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         after: Sequence[int] = (),
     ) -> None:
-        kinds = backend.decoder_kinds()
+        steps = backend.decoder_steps()
+        kinds = {step["type"] for step in steps}
         self._backend = backend
         self._is_byte_level = "ByteLevel" in kinds
         self._has_byte_fallback = "ByteFallback" in kinds
@@ -60,6 +61,9 @@ class Detokenizer:
             for token_id, token in backend.library.get_added_tokens_decoder().items()
             if skip_special_tokens and token.special
         }
+        strips = [step for step in steps if step["type"] == "Strip"]
+        self._stripped = strips[0]["content"] if strips else ""
+        self._num_to_strip = strips[0]["start"] if strips else 0  # characters that begin a text
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._previous: list[int] = []  # at most one token: the left neighbour of the next
         for token_id in self._last_with_text(after):
@@ -76,9 +80,10 @@ class Detokenizer:
             return ""
         piece = self._bytes_of(token)
         if piece is not None:
-            text = self._utf8.decode(piece)
+            text = self._without_first_spaces(self._utf8.decode(piece))
         else:
             text = self.finish() + self._text_after_previous(token_id)
+            self._num_to_strip = 0
         self._previous = [token_id]
         return text
 
@@ -107,6 +112,15 @@ class Detokenizer:
             return token.encode()
         match = _BYTE_TOKEN.fullmatch(token) if self._has_byte_fallback else None
         return bytes([int(match[1], 16)]) if match else None
+
+    def _without_first_spaces(self, text: str) -> str:
+        while text and self._num_to_strip:
+            if not text.startswith(self._stripped):
+                self._num_to_strip = 0
+                break
+            text = text[1:]
+            self._num_to_strip -= 1
+        return text
 
     def _text_after_previous(self, token_id: int) -> str:
         """Decode a token beside its left neighbour: alone, many decoders drop a leading space."""

@@ -14,6 +14,14 @@ _Value = TypeVar("_Value")
 _lock = threading.RLock()
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it
+
+
 def guarded(call: Callable[[], _Value], where: str) -> _Value:
     """Return what a call into the tokenizers library gives.
 

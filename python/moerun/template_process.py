@@ -106,7 +106,7 @@ class TemplateProcess:
                 start_new_session=True,
                 bufsize=0,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: no sys.executable
             raise MoerunError(
                 f"the process that renders chat templates cannot be started: {error}"
             ) from error

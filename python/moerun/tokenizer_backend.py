@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 
 from moerun.errors import FormatError
 from moerun.guarded_calls import guarded, guarded_closely
-from moerun.tokenizer_checks import check_costs, is_steady
+from moerun.tokenizer_checks import check_costs, is_steady, steps_of
 from moerun.tokenizer_class import rebuilt
 from moerun.tokenizer_files import Token, TokenizerFiles, str_of
 
@@ -63,12 +63,11 @@ class TokenizerBackend:
 
         return self._guarded(text, len(token_ids))
 
-    def decoder_kinds(self) -> set[str]:
-        """Return the types of all steps of the decoder."""
+    def decoder_steps(self) -> list[dict[str, Any]]:
+        """Return the steps of the decoder, as tokenizer.json has them."""
         if self.library.decoder is None:
-            return set()
-        state = json.loads(self.library.decoder.__getstate__())
-        return {step["type"] for step in [state, *state.get("decoders", [])]}
+            return []
+        return steps_of({"decoder": json.loads(self.library.decoder.__getstate__())}, "decoder")
 
     def _guarded(self, call: Callable[[], _Value], size: int) -> _Value:
         if self._is_steady:

@@ -1,4 +1,4 @@
-"""What a tokenizer.json may cost: looked at before the library that runs it."""
+"""Checks of a tokenizer.json before the library runs it: its costs, and what may panic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 from moerun.errors import FormatError
 
 # Bytes that one byte of text may become. SentencePiece needs 3; NFKC tables of its kind about 20.
-_MOST_GROWTH = 1024
+_MOST_GROWTH = 256
+_GROWTH = {
+    "BertNormalizer": 3,
+    "ByteLevel": 2,
+    "Lowercase": 2,
+    "Metaspace": 3,
+    "NFC": 3,
+    "NFD": 3,
+    "NFKC": 6,
+    "NFKD": 6,
+    "Nmt": 2,
+}
 _STEPS = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",
@@ -42,29 +53,50 @@ def check_costs(state: dict[str, Any], where: str) -> None:
     Raises:
         FormatError: it does.
     """
-    for part in ("normalizer", "decoder"):
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
         growth = 1
-        for step in _steps(state, part):
+        for step in steps_of(state, part):
             growth *= _growth(step)
             if growth > _MOST_GROWTH:
                 raise FormatError(
                     f"{where}: the {part} makes more than {_MOST_GROWTH} bytes of one byte of text"
                 )
     model = state.get("model")
-    dropout = model.get("dropout") if isinstance(model, dict) else None
+    if isinstance(model, dict):
+        _check_model(model, where)
+
+
+def _check_model(model: dict[str, Any], where: str) -> None:
+    dropout = model.get("dropout")
     if dropout:
         raise FormatError(
             f"{where}: model.dropout is {dropout!r:.40}, with which a text has other tokens every "
             "time; it is for training, null otherwise"
         )
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or prefix == "" or not isinstance(merges, list):
+        return
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(part, str) for part in pair)
+            or not pair[1].startswith(prefix)
+        ):
+            # The library cuts the prefix off without a look, and ends the process.
+            raise FormatError(
+                f"{where}: the second part of each merge must begin with the "
+                f"continuing_subword_prefix {prefix!r:.40}, unlike {merge!r:.80}"
+            )
 
 
 def is_steady(state: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json has only parts that are known to end soon and not to panic."""
     for part, known in _STEADY.items():
-        for step in _steps(state, part):
+        for step in steps_of(state, part):
             kind = step.get("type")
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 return False
             if kind in ("Replace", "Split") and not _is_steady_pattern(step.get("pattern")):
                 return False
@@ -75,8 +107,8 @@ def is_steady(state: dict[str, Any]) -> bool:
     return True
 
 
-def _steps(state: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    """Return the steps of a part, those in sequences of sequences too."""
+def steps_of(state: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Return the steps of a part of tokenizer.json, those in sequences of sequences too."""
     found, waiting = [], [state.get(part)]
     while waiting:
         step = waiting.pop()
@@ -96,9 +128,10 @@ def _growth(step: dict[str, Any]) -> int:
     if kind == "Replace" and isinstance(content, str):
         pattern = step.get("pattern")
         replaced = pattern.get("String") if isinstance(pattern, dict) else None
-        replaced_bytes = len(replaced.encode()) if isinstance(replaced, str) else 0
-        # An empty pattern, or a regular expression, is found before every character.
-        return -(-len(content.encode()) // replaced_bytes) if replaced_bytes else len(content) + 1
+        most = len(content.encode())
+        if isinstance(replaced, str) and replaced:
+            return max(1, -(-most // len(replaced.encode())))
+        return most + 1  # an empty pattern or a regular expression is found before any character
     if kind == "Precompiled":
         try:
             table = base64.b64decode(step.get("precompiled_charsmap") or "")
@@ -106,7 +139,7 @@ def _growth(step: dict[str, Any]) -> int:
             return 1
         size = int.from_bytes(table[:4], "little")
         return max(map(len, table[4 + size :].split(b"\0"))) + 1
-    return 6 if kind in ("NFKC", "NFKD") else 3 if kind in ("NFC", "NFD") else 1
+    return _GROWTH.get(kind, 1) if isinstance(kind, str) else 1
 
 
 def _is_steady_template(step: dict[str, Any]) -> bool:
@@ -119,7 +152,8 @@ def _is_steady_template(step: dict[str, Any]) -> bool:
         sequence, special = piece.get("Sequence"), piece.get("SpecialToken")
         if isinstance(sequence, dict) and sequence.get("id") == "A":
             continue
-        if not isinstance(special, dict) or special.get("id") not in tokens:
+        name = special.get("id") if isinstance(special, dict) else None
+        if not isinstance(name, str) or name not in tokens:
             return False
     return True
 

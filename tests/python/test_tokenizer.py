@@ -1,5 +1,6 @@
 import time
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -7,7 +8,6 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from moerun import Tokenizer, errors
-from moerun.detokenizer import Detokenizer
 
 TEXTS = [
     "",
@@ -122,36 +122,91 @@ def byte_ids(data):
     return [SENTENCEPIECE.token_to_id(f"<0x{byte:02X}>") for byte in data]
 
 
+def of_library(library, folder):
+    library.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece(tmp_path_factory):
+    return of_library(SENTENCEPIECE, tmp_path_factory.mktemp("sentencepiece"))
+
+
 @given(
     parts=st.lists(st.integers(0, len(WORDS) - 1) | st.characters(exclude_categories=["Cs"])),
     skip=st.booleans(),
 )
-def test_byte_fallback_tokens_stream_as_they_decode(parts, skip):
+def test_byte_fallback_tokens_stream_as_they_decode(sentencepiece, parts, skip):
     token_ids = []
     for part in parts:
         token_ids += byte_ids(part.encode()) if isinstance(part, str) else [part]
-    pieces = streamed(Detokenizer(SENTENCEPIECE, skip), token_ids)
+    pieces = streamed(sentencepiece.stream(skip), token_ids)
     assert "".join(pieces) == SENTENCEPIECE.decode(token_ids, skip_special_tokens=skip)
 
 
-def test_valid_characters_of_a_broken_run_of_bytes_stay():
-    stream = Detokenizer(SENTENCEPIECE)
+def test_valid_characters_of_a_broken_run_of_bytes_stay(sentencepiece):
+    stream = sentencepiece.stream()
     the = SENTENCEPIECE.token_to_id("▁the")
     pieces = streamed(stream, [*byte_ids("é".encode() + b"\xf0"), the])
     assert pieces == ["", "é", "", "\ufffd the", ""]
 
 
-@given(token_ids=st.lists(st.integers(0, len(WORDS) - 1)))
-def test_other_decoders_stream_as_they_decode(token_ids):
-    for decoder in (None, decoders.Metaspace(), decoders.WordPiece(), decoders.Fuse()):
-        tokenizer = tokenizers.Tokenizer(
-            models.WordLevel(
-                {word: idx for idx, word in enumerate(["▁the", "▁a", "the", "é", "▁"])}
-            )
+KINDS = [None, decoders.Metaspace(), decoders.WordPiece(), decoders.Fuse()]
+
+
+@pytest.fixture(scope="session")
+def of_other_decoders(tmp_path_factory):
+    found = []
+    for decoder in KINDS:
+        words = ["▁the", "▁a", "the", "é", "▁"]
+        library = tokenizers.Tokenizer(
+            models.WordLevel({word: idx for idx, word in enumerate(words)})
         )
         if decoder is not None:
-            tokenizer.decoder = decoder
-        assert "".join(streamed(Detokenizer(tokenizer), token_ids)) == tokenizer.decode(token_ids)
+            library.decoder = decoder
+        found.append(of_library(library, tmp_path_factory.mktemp("decoder")))
+    return found
+
+
+@given(token_ids=st.lists(st.integers(0, len(WORDS) - 1)))
+def test_other_decoders_stream_as_they_decode(of_other_decoders, token_ids):
+    for each in of_other_decoders:
+        assert "".join(streamed(each.stream(), token_ids)) == each.decode(token_ids)
+
+
+@given(
+    before=st.lists(st.integers(0, len(WORDS) - 1), max_size=6),
+    token_ids=st.lists(st.integers(0, len(WORDS) - 1), max_size=6),
+    skip=st.booleans(),
+)
+def test_text_after_a_prompt_is_what_the_whole_text_has_after_it(
+    sentencepiece, of_other_decoders, before, token_ids, skip
+):
+    words = [SENTENCEPIECE.token_to_id(WORDS[number]) for number in before]
+    more = [SENTENCEPIECE.token_to_id(WORDS[number]) for number in token_ids]
+    cases = [(sentencepiece, words, more)]
+    cases += [(each, before, token_ids) for each in of_other_decoders]
+    for own, prompt, answer in cases:
+        whole = own.decode(prompt + answer, skip)
+        text = own.decode(answer, skip, after=prompt)
+        assert own.decode(prompt, skip) + text == whole
+        assert "".join(streamed(own.stream(skip, after=prompt), answer)) == text
+
+
+def test_the_first_space_of_an_answer_stays(sentencepiece):
+    the, a = (SENTENCEPIECE.token_to_id(word) for word in ("▁the", "▁a"))
+    bos = SENTENCEPIECE.token_to_id("<s>")
+    assert sentencepiece.decode([a]) == "a"
+    assert sentencepiece.decode([a], after=[the]) == " a"
+    assert sentencepiece.decode([a], after=[the, bos]) == " a"
+    assert sentencepiece.decode([a], after=[bos]) == "a"  # the text begins here
+    assert sentencepiece.stream(after=[the]).push(a) == " a"
+
+
+def test_a_character_that_begins_in_the_prompt_comes_out_whole(tokenizer):
+    token_ids = tokenizer.encode("x🙃")
+    for number in range(2, len(token_ids)):
+        assert tokenizer.decode(token_ids[number:], after=token_ids[:number]) == "🙃"
 
 
 def test_tokens_around_every_text_are_added_as_the_tokenizer_says(tmp_path):
@@ -191,6 +246,21 @@ def test_text_that_is_not_unicode_is_refused(tokenizer):
         tokenizer.encode(b"bytes")
 
 
-def test_a_negative_token_id_is_refused(tokenizer):
-    with pytest.raises(errors.InvalidArgumentError, match="-1"):
-        tokenizer.decode([1, -1])
+@pytest.mark.parametrize(
+    "token_id",
+    [-1, 2**32, 2**64, None, "1", 1.5, [1], np.float32(1), pytest.param(10**5000, id="long")],
+)
+def test_what_is_no_token_id_is_refused(tokenizer, token_id):
+    for use in (
+        lambda: tokenizer.decode([1, token_id]),
+        lambda: tokenizer.decode([1], after=[token_id]),
+        lambda: tokenizer.stream(after=[token_id]),
+    ):
+        with pytest.raises(errors.InvalidArgumentError):
+            use()
+    assert tokenizer.stream().push(2**32) == ""
+
+
+def test_ids_outside_the_vocabulary_have_no_text(tokenizer):
+    assert tokenizer.decode([2**32 - 1, *tokenizer.encode("a"), 10**6]) == "a"
+    assert tokenizer.decode(np.array(tokenizer.encode("a"), dtype=np.int64)) == "a"
