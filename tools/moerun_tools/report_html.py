@@ -203,8 +203,8 @@ def _recording(result: TraceMetrics) -> dict[str, Any]:
         if key == "recording":
             entries += _flattened(value)
         elif key != "expert_bytes":
-            entries.append((key, value))
-    shown = [(clean_text(key), clean_text(without_folders(value), 300)) for key, value in entries]
+            entries.append((key, without_folders(value)))
+    shown = [(clean_text(key), clean_text(value, 300)) for key, value in entries]
     return {"label": result.label, "entries": shown[:_MOST_ENTRIES]}
 
 
@@ -215,7 +215,7 @@ def _flattened(text: str) -> list[tuple[str, str]]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        return [("recording", text)]
+        return [("recording", without_folders(text))]
     return [(f"recording: {key}", _shown(entry)) for key, entry in value.items()]
 
 
@@ -226,7 +226,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
     if value is None:
         return "-"
-    return str(value)
+    return without_folders(str(value))
 
 
 def _listed(names: Sequence[str], most: int) -> str:
