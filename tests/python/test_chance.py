@@ -155,14 +155,14 @@ def test_a_set_that_never_changes_finds_its_share_of_the_use(folder):
     used = metrics.activation_rates(trace)["activation_rate"].to_numpy().reshape(2, 6)
     shares = (-np.sort(-used, axis=1)).cumsum(axis=1) / 2
     layer = metrics.hit_rate(trace, "lru")
-    np.testing.assert_allclose(layer["fixed_set"], shares.ravel())
-    np.testing.assert_allclose(layer["random_set"], np.tile(np.arange(1, 7) / 6, 2))
+    np.testing.assert_allclose(layer["static_hit_rate"], shares.ravel())
+    np.testing.assert_allclose(layer["random_hit_rate"], np.tile(np.arange(1, 7) / 6, 2))
     mean = metrics.hit_rate(trace, "lru", level="mean")
-    np.testing.assert_allclose(mean["fixed_set"], shares.mean(axis=0))
+    np.testing.assert_allclose(mean["static_hit_rate"], shares.mean(axis=0))
     pool = metrics.hit_rate(trace, "lru", level="model")
-    np.testing.assert_allclose(pool["fixed_set"], (-np.sort(-used.ravel())).cumsum() / 4)
-    np.testing.assert_allclose(pool["random_set"], np.arange(1, 13) / 12)
-    assert (mean["fixed_set"] >= mean["random_set"] - 1e-12).all()
+    np.testing.assert_allclose(pool["static_hit_rate"], (-np.sort(-used.ravel())).cumsum() / 4)
+    np.testing.assert_allclose(pool["random_hit_rate"], np.arange(1, 13) / 12)
+    assert (mean["static_hit_rate"] >= mean["random_hit_rate"] - 1e-12).all()
 
 
 def test_the_share_of_a_fixed_set_is_that_of_a_replay(folder):
@@ -175,7 +175,7 @@ def test_the_share_of_a_fixed_set_is_that_of_a_replay(folder):
     rates = np.mean([np.bincount(of.ravel(), minlength=6) / len(of) for of in tokens], axis=0)
     kept = np.argsort(-rates, kind="stable")[:3]
     expected = np.mean([np.isin(of, kept).mean() for of in tokens])
-    assert metrics.hit_rate(trace, "lru")["fixed_set"][2] == pytest.approx(expected)
+    assert metrics.hit_rate(trace, "lru")["static_hit_rate"][2] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rates", [SKEWED, np.full(8, 3 / 8), np.array([1.0, 1, 0.5, 0.5, 0])])
@@ -264,8 +264,8 @@ def test_uneven_use_alone_is_no_locality_but_a_fixed_set_is_advised(folder):
     found = metrics.verdict(Trace.open(path))
     assert found.study_group == "suits"
     assert found.group == "poor"
-    assert found.advice == "fixed set"
-    assert found.fixed_set_hit_rate > found.cache_fraction + HIT_MARGIN
+    assert found.advice == "static"
+    assert found.static_hit_rate > found.cache_fraction + HIT_MARGIN
     assert f"Keep the {found.capacity} most used experts of each layer" in found.summary()
     assert "(the study's group: suits)" in found.summary()
 

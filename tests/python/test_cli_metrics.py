@@ -126,7 +126,7 @@ def test_one_trace_prints_a_table_and_a_verdict(trace):
     rows = {line[:25].strip(): line[25:].split() for line in done.stdout.splitlines()}
     assert rows["by chance, same use"] == [f"{value:.3f}" for value in srp["srp_chance"]]
     assert rows["random set (%)"] == ["33.3", "66.7", "100.0"]
-    fixed = metrics.hit_rate(opened, "lru", level="mean")["fixed_set"]
+    fixed = metrics.hit_rate(opened, "lru", level="mean")["static_hit_rate"]
     assert rows["most used experts (%)"] == [f"{100 * fixed[c - 1]:.1f}" for c in (2, 4, 6)]
     by_chance = metrics.chance_hit_rate(opened).filter(use="same", policy="belady")["hit_rate"]
     assert rows["by chance"] == [f"{100 * by_chance[c - 1]:.1f}" for c in (2, 4, 6)]

@@ -127,7 +127,7 @@ def test_the_hit_rates_are_the_table_and_the_knee_is_the_verdict(tmp_path):
         (line,) = [line for line in axes.get_lines() if line.get_gid() == policy]
         assert line.get_color() == POLICY_COLOURS[policy]
         assert line.get_ydata().tolist() == result.hit_rates(policy)["hit_rate"].to_list()
-    for column in ("random_set", "fixed_set"):
+    for column in ("random_hit_rate", "static_hit_rate"):
         (line,) = [line for line in axes.get_lines() if line.get_gid() == column]
         assert list(line.get_ydata()[1:]) == result.hit_rates("lru")[column].to_list()
     verdict = result.verdict

@@ -321,8 +321,8 @@ def test_the_verdict_recommends_room_for_a_token_at_least(tmp_path):
     assert found.capacity == 6
     assert found.srp_floor == pytest.approx(12 / 14)
     # Always the same experts: there is nothing to follow, and nothing to load.
-    assert (found.group, found.advice) == ("poor", "fixed set")
-    assert found.fixed_set_hit_rate == pytest.approx(1)
+    assert (found.group, found.advice) == ("poor", "static")
+    assert found.static_hit_rate == pytest.approx(1)
     assert "100% hits (75% by chance)" in found.summary()
 
 

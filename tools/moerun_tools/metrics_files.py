@@ -87,8 +87,8 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
             {
                 "capacity": capacity,
                 "cache_ratio": capacity / facts.top_k,
-                "random_set": capacity / facts.num_experts,
-                "fixed_set": result.fixed_set_at(capacity),
+                "random": capacity / facts.num_experts,
+                "static": result.static_hit_rate_at(capacity),
                 **{policy: result.hit_rate_at(policy, capacity) for policy in POLICIES},
                 "by_chance": {
                     use: {

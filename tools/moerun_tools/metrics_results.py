@@ -187,9 +187,9 @@ class TraceMetrics:
             self.chance_hit_rates(policy, use).filter(capacity=capacity)["hit_rate"],
         )
 
-    def fixed_set_at(self, capacity: int) -> float | None:
+    def static_hit_rate_at(self, capacity: int) -> float | None:
         """Return what the `capacity` most used experts of each layer find, never replaced."""
-        return _only(self.hit_rates("lru").filter(capacity=capacity)["fixed_set"])
+        return _only(self.hit_rates("lru").filter(capacity=capacity)["static_hit_rate"])
 
     def activation_rates(self) -> pl.DataFrame:
         """Return one row for each expert, over all sequences."""

@@ -37,7 +37,7 @@ def trace_table(result: TraceMetrics) -> str:
 def comparison_table(results: Sequence[TraceMetrics]) -> str:
     """Return one row for each trace, in the order given."""
     header = ("trace", "model", "E", "k", "SRP(16)", "chance", "group", "study's group")
-    hits = ("experts", "of all", "LRU %", "fixed %", "chance %", "best %", "cache")
+    hits = ("experts", "of all", "LRU %", "static %", "chance %", "best %", "cache")
     rows: list[tuple[str, ...]] = [(*header, *hits)]
     for result in results:
         verdict, facts = result.verdict, result.facts
@@ -58,7 +58,7 @@ def comparison_table(results: Sequence[TraceMetrics]) -> str:
                 str(verdict.capacity),
                 _percent(verdict.cache_fraction, sign=True),
                 _percent(verdict.lru_hit_rate),
-                _percent(verdict.fixed_set_hit_rate),
+                _percent(verdict.static_hit_rate),
                 _percent(verdict.chance_hit_rate),
                 _percent(verdict.best_hit_rate),
                 cache_cell(verdict),
@@ -74,7 +74,7 @@ def cache_cell(verdict: Verdict) -> str:
     if verdict.advice == "none":
         return "none"
     size = as_binary(verdict.cache_bytes) if verdict.cache_bytes else f"{verdict.capacity} a layer"
-    return f"fixed, {size}" if verdict.advice == "fixed set" else size
+    return f"static, {size}" if verdict.advice == "static" else size
 
 
 def _heading(result: TraceMetrics) -> str:
@@ -136,7 +136,7 @@ def _by_cache_ratio(result: TraceMetrics) -> str:
     capacities = [ratio * facts.top_k for ratio in ratios]
     rows += [
         ("random set (%)", *(_percent(capacity / facts.num_experts) for capacity in capacities)),
-        ("most used experts (%)", *(_percent(result.fixed_set_at(c)) for c in capacities)),
+        ("most used experts (%)", *(_percent(result.static_hit_rate_at(c)) for c in capacities)),
     ]
     for policy in POLICIES:
         rates = [result.hit_rate_at(policy, capacity) for capacity in capacities]

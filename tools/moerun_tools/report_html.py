@@ -126,7 +126,7 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
     )
     cache = {
         "cache": ("Cache", capacity, f"experts a layer, {ratio}: {memory}"),
-        "fixed set": ("Fixed set", capacity, f"the most used experts of each layer: {memory}"),
+        "static": ("Static set", capacity, f"the most used experts of each layer: {memory}"),
         "none": ("Cache", "none", "is recommended"),
     }
     return [
@@ -146,7 +146,7 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
             f"Hits, {capacity} experts",
             f"{verdict.lru_hit_rate:.0%}",
             f"LRU; {verdict.chance_hit_rate:.0%} by chance, LFU {verdict.lfu_hit_rate:.0%}, most "
-            f"used {verdict.fixed_set_hit_rate:.0%}, at best {verdict.best_hit_rate:.0%}",
+            f"used {verdict.static_hit_rate:.0%}, at best {verdict.best_hit_rate:.0%}",
         ),
     ]
 
@@ -162,7 +162,7 @@ def _comparison_row(result: TraceMetrics) -> dict[str, Any]:
             f"{verdict.capacity} ({verdict.cache_fraction:.0%})",
             f"{verdict.lru_hit_rate:.0%}",
             f"{verdict.chance_hit_rate:.0%}",
-            f"{verdict.fixed_set_hit_rate:.0%}",
+            f"{verdict.static_hit_rate:.0%}",
             f"{verdict.best_hit_rate:.0%}",
             verdict.study_group,
         ]

@@ -146,7 +146,7 @@ def _hit_rate_rows(result: TraceMetrics) -> Rows:
             str(capacity),
             f"{capacity / facts.top_k:.2f}",
             _share(capacity / facts.num_experts),
-            _share(result.fixed_set_at(capacity)),
+            _share(result.static_hit_rate_at(capacity)),
             *(
                 _share(rate)
                 for policy in POLICIES

@@ -23,7 +23,7 @@ _HEADLINES = {
 
 
 _NO_LOCALITY = {
-    "fixed set": "{model} is served by a fixed set of its most used experts: its routing has no "
+    "static": "{model} is served by a fixed set of its most used experts: its routing has no "
     "locality that a cache could follow.",
     "none": "{model} gains from a cache only what its size brings: its routing has no locality.",
 }
@@ -52,8 +52,8 @@ def cost(result: TraceMetrics) -> str:
     if verdict.cache_bytes is not None:
         size += f": {as_binary(verdict.cache_bytes)} instead of {as_binary(verdict.total_bytes)}"
     cache = f"{verdict.capacity} of the {facts.num_experts} experts in each layer ({size})"
-    fixed = f"{verdict.fixed_set_hit_rate:.0%}"
-    if verdict.advice == "fixed set":
+    fixed = f"{verdict.static_hit_rate:.0%}"
+    if verdict.advice == "static":
         return (
             f"The most used {cache} serve {fixed} of what tokens ask for, if they are kept and "
             f"never replaced; by chance it would be {verdict.chance_hit_rate:.0%}. "
@@ -184,7 +184,7 @@ def hit_rates(result: TraceMetrics) -> str:
         f"The knee of SCH is at {counted(verdict.capacity, 'expert')} a layer "
         f"(\N{GREEK SMALL LETTER RHO} = {verdict.cache_ratio:.3g}): {verdict.sch_hit_rate:.1%} of "
         f"look-ups are hits, with LRU {verdict.lru_hit_rate:.1%}, LFU {verdict.lfu_hit_rate:.1%}, "
-        f"Belady {verdict.belady_hit_rate:.1%}, and {verdict.fixed_set_hit_rate:.1%} with the most "
+        f"Belady {verdict.belady_hit_rate:.1%}, and {verdict.static_hit_rate:.1%} with the most "
         f"used experts, never replaced. A random set of as many finds "
         f"{verdict.cache_fraction:.1%}; "
         "where tokens draw their experts independently, each as often as here, SCH finds "
