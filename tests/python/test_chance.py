@@ -223,6 +223,41 @@ def test_hits_by_chance_are_drawn_from_a_seed_and_their_work_is_bounded(folder, 
         assert frame.filter(capacity=9)["hit_rate"].to_list() == [1, 1]
 
 
+# Specialisation
+
+
+def test_specialisation_of_independent_tokens_is_that_of_chance(folder):
+    """Token ids that come 20 to 60 times, in three domains; no expert cares for either."""
+    random = np.random.default_rng(2)
+    sequences = [
+        SequenceRouting(
+            even_routing(random, 2, 1500, 16, 2), random.integers(0, 100, 1500).astype(np.int32)
+        )
+        for _ in range(3)
+    ]
+    path = write_trace(folder / "v.safetensors", sequences, ["a", "b", "c"], num_experts=16)
+    frame = metrics.specialization(Trace.open(path))
+    for score in ("input_vocabulary", "next_vocabulary"):
+        measured, chance = frame[score].drop_nulls(), frame[f"{score}_chance"].drop_nulls()
+        assert measured.mean() == pytest.approx(chance.mean(), abs=0.01)
+    rms = (frame["domain_variation"] ** 2).mean() ** 0.5
+    assert rms == pytest.approx(frame["domain_variation_chance"].mean(), rel=0.25)
+
+
+def test_experts_of_one_word_and_one_domain_are_far_above_chance(folder):
+    ids = np.repeat(np.arange(16, dtype=np.uint16).reshape(8, 2), 40, axis=0)[None]
+    words = np.repeat(np.arange(8, dtype=np.int32), 40)
+    sequences = [
+        SequenceRouting(ids[:, :160], words[:160]),
+        SequenceRouting(ids[:, 160:], words[160:]),
+    ]
+    path = write_trace(folder / "w.safetensors", sequences, ["a", "b"], num_experts=16)
+    frame = metrics.specialization(Trace.open(path))
+    assert frame["input_vocabulary"].drop_nulls().unique().to_list() == [1]
+    assert frame["input_vocabulary_chance"].drop_nulls().max() < 0.6
+    assert (frame["domain_variation"] > 5 * frame["domain_variation_chance"]).all()
+
+
 # The verdict
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from traces import chance_trace, local_trace, random_trace
 
 from moerun import Trace
+from moerun.metrics import independent_variation
 from moerun_tools.figures import FIGURES, inline_svg, render
 from moerun_tools.figures.srp import MOST_DOMAINS
 from moerun_tools.figures.style import MOST_PANELS, POLICY_COLOURS, figure_style, spread
@@ -25,7 +26,6 @@ from moerun_tools.metrics_results import (
     POLICIES,
     best_first,
     clean_text,
-    random_variation,
 )
 from moerun_tools.palette import DARK, LIGHT
 from moerun_tools.units import as_binary
@@ -165,8 +165,9 @@ def test_the_lines_of_token_specialisation_are_medians_like_the_table(tmp_path):
     axes = drawn("specialization", [result]).axes[1]
     frame = result.specialization("input_vocabulary")
     middle = frame.group_by("layer").agg(pl.col("input_vocabulary").median()).sort("layer")
-    (line,) = lines_of(axes, LIGHT["blue"])
+    line, chance = lines_of(axes, LIGHT["blue"])
     assert line.get_ydata().tolist() == middle["input_vocabulary"].to_list()
+    assert chance.is_dashed()
 
 
 def test_domains_stand_from_the_highest_to_the_lowest(one):
@@ -257,7 +258,7 @@ def test_the_dotted_line_of_chance_is_near_random_routing():
         for _ in range(length):
             window[random.permutation(12)[:3]] += 1
     variation = (counts.std(axis=1) / counts.mean()).mean()
-    assert variation == pytest.approx(random_variation(share, length), rel=0.03)
+    assert variation == pytest.approx(independent_variation(share, length), rel=0.03)
 
 
 def test_inline_pictures_have_no_fixed_colour_of_the_theme(one):

@@ -70,7 +70,11 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
     if result.verdict is not None:
         capacities.add(result.verdict.capacity)
     verdict = None if result.verdict is None else result.verdict.as_dict()
-    scores = ("domain_variation", *VOCABULARIES)
+    scores = [
+        f"{name}{suffix}"
+        for name in ("domain_variation", *VOCABULARIES)
+        for suffix in ("", "_chance")
+    ]
     return {
         "trace": result.label,
         "files": facts.files,

@@ -235,14 +235,6 @@ def best_first(results: Sequence[TraceMetrics]) -> list[TraceMetrics]:
     return sorted(results, key=order, reverse=True)
 
 
-def random_variation(share: float, length: float) -> float:
-    """Return about what `variation` is when each token draws its experts evenly at random.
-
-    An expert is then used by a binomial number of the window's tokens, of variance m·p·(1 - p).
-    """
-    return math.sqrt((1 - share) / (share * length))
-
-
 def joined_table(results: Sequence[TraceMetrics], name: str) -> pl.DataFrame:
     """Return one table of all traces, with the label of its trace in front of every row."""
     frames = [

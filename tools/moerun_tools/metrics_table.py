@@ -12,7 +12,6 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
-    random_variation,
 )
 from moerun_tools.units import as_binary, as_percent, counted
 
@@ -98,7 +97,7 @@ def _by_segment_length(result: TraceMetrics) -> str:
     frame = result.srp("model")
     if len(frame) == 0:
         return ""
-    balance = dict(result.load_balance("model").select("segment_length", "variation").iter_rows())
+    balance = result.load_balance("model")
     rows = [
         ("segment length (tokens)", *(str(m) for m in frame["segment_length"])),
         ("SRP", *(_number(value) for value in frame["srp"])),
@@ -112,14 +111,8 @@ def _by_segment_length(result: TraceMetrics) -> str:
         ("  by chance, same use", *map(_number, frame["srp_chance"])),
         ("  by chance, even use", *map(_number, frame["srp_chance_even"])),
         ("  set size / k", *(_number(value, 2) for value in frame["cache_ratio"])),
-        ("load, std / mean", *(_number(balance.get(m), 2) for m in frame["segment_length"])),
-        (
-            "  by chance, even use",
-            *(
-                _number(random_variation(result.facts.even_share, m), 2)
-                for m in frame["segment_length"]
-            ),
-        ),
+        ("load, std / mean", *(_number(value, 2) for value in balance["variation"])),
+        ("  by chance, even use", *(_number(value, 2) for value in balance["variation_chance"])),
     ]
     if all(cell == "-" for cell in rows[2][1:]):
         del rows[2]
@@ -152,14 +145,19 @@ def _single_numbers(result: TraceMetrics) -> str:
     lines = [f"{'predicted routing (%)':{_NAME_WIDTH}}{', '.join(recalls)}, {chance}"]
     domain = result.median_specialization("domain_variation")
     if domain is not None:
-        lines.append(f"{'domain specialisation':{_NAME_WIDTH}}{domain:.2f} (std / mean, median)")
+        by_chance = _number(result.median_specialization("domain_variation_chance"), 2)
+        lines.append(
+            f"{'domain specialisation':{_NAME_WIDTH}}{domain:.2f} (std / mean, median), "
+            f"chance {by_chance}"
+        )
     scores = [
-        f"{name} {_percent(value)}"
+        f"{name} {_percent(value)} (chance "
+        f"{_percent(result.median_specialization(f'{key}_chance'))})"
         for key, name in VOCABULARIES.items()
         if (value := result.median_specialization(key)) is not None
     ]
     if scores:
-        lines.append(f"{'token specialisation (%)':{_NAME_WIDTH}}{', '.join(scores)} (median)")
+        lines.append(f"{'token specialisation (%)':{_NAME_WIDTH}}{', '.join(scores)}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,6 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
-    random_variation,
 )
 from moerun_tools.units import as_binary, counted
 
@@ -260,7 +259,8 @@ def specialization(result: TraceMetrics) -> str:
             f"The use of the median expert varies by {middle or 0:.0%} of "
             f"its mean over the {len(result.facts.domains)} domains, most in layer "
             f"{layers['layer'][-1]} ({layers['domain_variation'][-1]:.0%}), least in layer "
-            f"{layers['layer'][0]} ({layers['domain_variation'][0]:.0%})."
+            f"{layers['layer'][0]} ({layers['domain_variation'][0]:.0%}); by chance it would be "
+            f"{result.median_specialization('domain_variation_chance') or 0:.0%}."
         )
     scores = {
         name: value
@@ -269,10 +269,16 @@ def specialization(result: TraceMetrics) -> str:
     }
     if scores:
         listed = ", ".join(f"{value:.0%} by the {name}" for name, value in scores.items())
+        chances = [
+            value
+            for key in VOCABULARIES
+            if (value := result.median_specialization(f"{key}_chance")) is not None
+        ]
         strongest = max(scores, key=scores.__getitem__)
         parts.append(
             f"The median expert receives {listed} of the uses of the token ids that it owns: "
-            f"routing follows the {strongest} most."
+            f"routing follows the {strongest} most. By chance it would be "
+            f"{min(chances, default=0):.0%} to {max(chances, default=0):.0%}."
         )
     return " ".join(parts) or "Neither was measured."
 
@@ -283,7 +289,7 @@ def load_balance(result: TraceMetrics) -> str:
     if len(frame) == 0:
         return "No sequence is as long as a window."
     last = frame.row(-1, named=True)
-    chance = random_variation(result.facts.even_share, last["segment_length"])
+    chance = last["variation_chance"]
     text = (
         f"In windows of {last['segment_length']} tokens the use of experts has a standard "
         f"deviation of {last['variation']:.2f} times its mean; tokens that draw experts at random "

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moerun.metrics import independent_variation
 from moerun_tools.figures.style import (
     DOTTED,
     GRID,
@@ -24,7 +25,7 @@ from moerun_tools.figures.style import (
     new_figure,
     panels,
 )
-from moerun_tools.metrics_results import PREDICTORS, TraceMetrics, clean_text, random_variation
+from moerun_tools.metrics_results import PREDICTORS, TraceMetrics, clean_text
 from moerun_tools.palette import LIGHT
 
 _PREDICTOR_COLOURS = dict(
@@ -59,7 +60,7 @@ def load_balance(results: Sequence[TraceMetrics]) -> Figure | None:
     x = np.geomspace(lengths[0], lengths[-1], 50)
     for row, result in enumerate(drawn):
         colour = MUTED if len(drawn) == 1 or row >= MOST_SERIES else SERIES[row]
-        y = np.array([random_variation(result.facts.even_share, m) for m in x])
+        y = np.array([independent_variation(result.facts.even_share, m) for m in x])
         axes.plot(x, y, color=colour, linewidth=1, linestyle=DOTTED)
         if len(drawn) == 1:
             labels.append(("by chance", float(y[-1]), MUTED))
