@@ -52,18 +52,25 @@ def test_srp_by_chance_is_what_plain_loops_give(rates, m):
     assert found == pytest.approx(brute_force.independent_srp(rates, m), abs=1e-9)
 
 
+LAYERS = np.array([SKEWED, SKEWED[::-1], np.full(8, 3 / 8)])
+
+
+@pytest.fixture(scope="module")
+def long_trace(folder):
+    """One sequence of tokens that draw their experts independently."""
+    random = np.random.default_rng(5)
+    ids = np.stack([independent_routing(random, rates, 40_000, 3) for rates in LAYERS])
+    return Trace.open(write_trace(folder / "long.safetensors", [SequenceRouting(ids)]))
+
+
 @pytest.mark.parametrize("m", [4, 16, 64])
 @pytest.mark.parametrize("level", ["model", "layer", "expert"])
-def test_srp_by_chance_is_that_of_long_independent_routing(folder, m, level):
-    random = np.random.default_rng(5)
-    layers = [SKEWED, SKEWED[::-1], np.full(8, 3 / 8)]
-    ids = np.stack([independent_routing(random, rates, 40_000, 3) for rates in layers])
-    trace = Trace.open(write_trace(folder / "long.safetensors", [SequenceRouting(ids)]))
-    frame = metrics.srp(trace, (m,), level)
+def test_srp_by_chance_is_that_of_long_independent_routing(long_trace, m, level):
+    frame = metrics.srp(long_trace, (m,), level)
     groups = {
-        "model": np.array(layers).reshape(1, -1),
-        "layer": np.array(layers),
-        "expert": np.array(layers).reshape(-1, 1),
+        "model": LAYERS.reshape(1, -1),
+        "layer": LAYERS,
+        "expert": LAYERS.reshape(-1, 1),
     }
     expected = metrics.independent_srp(groups[level], m)
     np.testing.assert_allclose(frame["srp"], expected, atol=0.012 if level == "expert" else 0.003)
@@ -75,7 +82,7 @@ def test_srp_by_chance_is_that_of_long_independent_routing(folder, m, level):
 
 @pytest.mark.parametrize("level", ["model", "layer", "expert"])
 def test_windows_of_any_length_have_a_chance(level):
-    rates = np.full((1, 64), 1 / 8) if level != "expert" else np.full((64, 1), 1 / 8)
+    rates = np.full((1, 64), 1 / 8) if level != "expert" else np.full((2, 1), 1 / 8)
     values = [metrics.independent_srp(rates, m) for m in (1, 2, 16, 256, 4096, 2**20)]
     assert all((a >= b - 1e-12).all() for a, b in itertools.pairwise(values))
     np.testing.assert_allclose(values[0], 1)  # the token's own experts
@@ -148,14 +155,14 @@ def test_a_set_that_never_changes_finds_its_share_of_the_use(folder):
     used = metrics.activation_rates(trace)["activation_rate"].to_numpy().reshape(2, 6)
     shares = (-np.sort(-used, axis=1)).cumsum(axis=1) / 2
     layer = metrics.hit_rate(trace, "lru")
-    np.testing.assert_allclose(layer["fixed_set"], shares.ravel())
-    np.testing.assert_allclose(layer["random_set"], np.tile(np.arange(1, 7) / 6, 2))
+    np.testing.assert_allclose(layer["static_hit_rate"], shares.ravel())
+    np.testing.assert_allclose(layer["random_hit_rate"], np.tile(np.arange(1, 7) / 6, 2))
     mean = metrics.hit_rate(trace, "lru", level="mean")
-    np.testing.assert_allclose(mean["fixed_set"], shares.mean(axis=0))
+    np.testing.assert_allclose(mean["static_hit_rate"], shares.mean(axis=0))
     pool = metrics.hit_rate(trace, "lru", level="model")
-    np.testing.assert_allclose(pool["fixed_set"], (-np.sort(-used.ravel())).cumsum() / 4)
-    np.testing.assert_allclose(pool["random_set"], np.arange(1, 13) / 12)
-    assert (mean["fixed_set"] >= mean["random_set"] - 1e-12).all()
+    np.testing.assert_allclose(pool["static_hit_rate"], (-np.sort(-used.ravel())).cumsum() / 4)
+    np.testing.assert_allclose(pool["random_hit_rate"], np.arange(1, 13) / 12)
+    assert (mean["static_hit_rate"] >= mean["random_hit_rate"] - 1e-12).all()
 
 
 def test_the_share_of_a_fixed_set_is_that_of_a_replay(folder):
@@ -168,7 +175,7 @@ def test_the_share_of_a_fixed_set_is_that_of_a_replay(folder):
     rates = np.mean([np.bincount(of.ravel(), minlength=6) / len(of) for of in tokens], axis=0)
     kept = np.argsort(-rates, kind="stable")[:3]
     expected = np.mean([np.isin(of, kept).mean() for of in tokens])
-    assert metrics.hit_rate(trace, "lru")["fixed_set"][2] == pytest.approx(expected)
+    assert metrics.hit_rate(trace, "lru")["static_hit_rate"][2] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rates", [SKEWED, np.full(8, 3 / 8), np.array([1.0, 1, 0.5, 0.5, 0])])
@@ -216,6 +223,41 @@ def test_hits_by_chance_are_drawn_from_a_seed_and_their_work_is_bounded(folder, 
         assert frame.filter(capacity=9)["hit_rate"].to_list() == [1, 1]
 
 
+# Specialisation
+
+
+def test_specialisation_of_independent_tokens_is_that_of_chance(folder):
+    """Token ids that come 20 to 60 times, in three domains; no expert cares for either."""
+    random = np.random.default_rng(2)
+    sequences = [
+        SequenceRouting(
+            even_routing(random, 2, 1500, 16, 2), random.integers(0, 100, 1500).astype(np.int32)
+        )
+        for _ in range(3)
+    ]
+    path = write_trace(folder / "v.safetensors", sequences, ["a", "b", "c"], num_experts=16)
+    frame = metrics.specialization(Trace.open(path))
+    for score in ("input_vocabulary", "next_vocabulary"):
+        measured, chance = frame[score].drop_nulls(), frame[f"{score}_chance"].drop_nulls()
+        assert measured.mean() == pytest.approx(chance.mean(), abs=0.01)
+    rms = (frame["domain_variation"] ** 2).mean() ** 0.5
+    assert rms == pytest.approx(frame["domain_variation_chance"].mean(), rel=0.25)
+
+
+def test_experts_of_one_word_and_one_domain_are_far_above_chance(folder):
+    ids = np.repeat(np.arange(16, dtype=np.uint16).reshape(8, 2), 40, axis=0)[None]
+    words = np.repeat(np.arange(8, dtype=np.int32), 40)
+    sequences = [
+        SequenceRouting(ids[:, :160], words[:160]),
+        SequenceRouting(ids[:, 160:], words[160:]),
+    ]
+    path = write_trace(folder / "w.safetensors", sequences, ["a", "b"], num_experts=16)
+    frame = metrics.specialization(Trace.open(path))
+    assert frame["input_vocabulary"].drop_nulls().unique().to_list() == [1]
+    assert frame["input_vocabulary_chance"].drop_nulls().max() < 0.6
+    assert (frame["domain_variation"] > 5 * frame["domain_variation_chance"]).all()
+
+
 # The verdict
 
 
@@ -257,8 +299,8 @@ def test_uneven_use_alone_is_no_locality_but_a_fixed_set_is_advised(folder):
     found = metrics.verdict(Trace.open(path))
     assert found.study_group == "suits"
     assert found.group == "poor"
-    assert found.advice == "fixed set"
-    assert found.fixed_set_hit_rate > found.cache_fraction + HIT_MARGIN
+    assert found.advice == "static"
+    assert found.static_hit_rate > found.cache_fraction + HIT_MARGIN
     assert f"Keep the {found.capacity} most used experts of each layer" in found.summary()
     assert "(the study's group: suits)" in found.summary()
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import offline_environment
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from traces import random_trace
+from traces import chance_trace, local_trace, random_trace
 
 import moerun
 from moerun import Trace, TraceWriter, metrics
@@ -24,6 +24,7 @@ from moerun_tools.metrics import main
 TABLES = {
     "srp",
     "hit_rate",
+    "chance_hit_rate",
     "activation_rates",
     "specialization",
     "load_balance",
@@ -122,11 +123,30 @@ def test_one_trace_prints_a_table_and_a_verdict(trace):
     hits = metrics.hit_rate(opened, "lru", level="mean")["hit_rate"]
     assert lines["LRU hit rate (%)"][4:] == [f"{100 * hits[c - 1]:.1f}" for c in (2, 4, 6)]
     verdict = metrics.verdict(opened)
-    (floor,) = [row for row in done.stdout.splitlines() if row.startswith("  floor (all experts)")]
-    assert floor.split()[3:] == [f"{verdict.srp_floor:.3f}"] * 2
+    rows = {line[:25].strip(): line[25:].split() for line in done.stdout.splitlines()}
+    assert rows["by chance, same use"] == [f"{value:.3f}" for value in srp["srp_chance"]]
+    assert rows["random set (%)"] == ["33.3", "66.7", "100.0"]
+    fixed = metrics.hit_rate(opened, "lru", level="mean")["static_hit_rate"]
+    assert rows["most used experts (%)"] == [f"{100 * fixed[c - 1]:.1f}" for c in (2, 4, 6)]
+    by_chance = metrics.chance_hit_rate(opened).filter(use="same", policy="belady")["hit_rate"]
+    assert rows["by chance"] == [f"{100 * by_chance[c - 1]:.1f}" for c in (2, 4, 6)]
     assert done.stdout.count("cache ratio") == 1
     assert f"verdict: {verdict.summary()}" in done.stdout
-    assert "MiB of " in done.stdout
+
+
+def test_every_row_of_a_policy_has_chance_below_it(trace):
+    lines = succeed(trace, *QUICK).stdout.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith(("SCH", "LRU", "LFU", "Belady", "load,")):
+            assert lines[number + 1].startswith("  by chance"), line
+
+
+def test_the_verdict_of_one_trace_says_what_to_cache(tmp_path):
+    path = local_trace(tmp_path / "t.safetensors", metadata={"expert_bytes": str(2**20)})
+    text = succeed(path, *QUICK).stdout
+    verdict = metrics.verdict(Trace.open(path))
+    assert f"verdict: {verdict.summary()}" in text
+    assert "MiB of " in text and "% by chance; at best " in text
 
 
 def test_intervals_are_left_out_without_a_bootstrap(trace):
@@ -196,11 +216,18 @@ def test_the_same_run_writes_the_same_files(results, trace, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (results[0] / name).read_bytes(), name
 
 
-def test_several_traces_are_compared_best_first(trace, other, tmp_path):
+def test_several_traces_are_compared_best_first(tmp_path):
     folder = tmp_path / "out"
-    done = succeed(trace, other, "-o", folder, "--no-figures", *QUICK)
-    verdicts = [metrics.verdict(Trace.open(path)) for path in (trace, other)]
-    order = ["first", "second"] if verdicts[0].srp > verdicts[1].srp else ["second", "first"]
+    # By SRP alone, four experts of which each token uses two would be the better ones.
+    paths = [
+        chance_trace(tmp_path / "chance.safetensors", 4, 2),
+        local_trace(tmp_path / "local.safetensors"),
+    ]
+    done = succeed(*paths, "-o", folder, "--no-figures", *QUICK)
+    verdicts = [metrics.verdict(Trace.open(path)) for path in paths]
+    assert verdicts[0].srp > verdicts[1].srp
+    verdicts.sort(key=lambda verdict: verdict.srp_gain, reverse=True)
+    order = ["local" if verdict.has_locality else "chance" for verdict in verdicts]
     rows = done.stdout.splitlines()
     assert [rows[1].split()[0], rows[2].split()[0]] == order
     table = pl.read_parquet(folder / "predictability.parquet")
@@ -208,11 +235,14 @@ def test_several_traces_are_compared_best_first(trace, other, tmp_path):
     summary = json.loads((folder / "metrics.json").read_text())
     assert [entry["trace"] for entry in summary["traces"]] == order
     report = (folder / "report.html").read_text()
-    assert f"Of 2 traces, {order[0]} is the most consistent" in report
-    assert f"random ({order[0]}) " in report.split("Of 2 traces, ")[1].split("<")[0]
-    assert [rows[index].split()[5] for index in (1, 2)] == [
-        f"{verdict.srp_floor:.3f}" for verdict in sorted(verdicts, key=lambda v: -v.srp)
+    assert "Of 2 traces, random (local) is the farthest above chance" in report
+    assert [rows[index].split()[5:8] for index in (1, 2)] == [
+        [f"{verdict.srp_chance:.3f}", verdict.group, verdict.study_group] for verdict in verdicts
     ]
+    assert "No cache is recommended." in report
+    assert "chance: random suits expert offloading poorly: its routing has no locality" in (
+        done.stdout
+    )
 
 
 def test_traces_of_one_name_get_labels_of_their_own(trace, tmp_path):
@@ -504,27 +534,90 @@ def test_the_report_says_what_the_numbers_say(results, trace):
     verdict = metrics.verdict(Trace.open(trace), bootstrap=20)
     text = " ".join(page.text.split())
     assert f"SRP at 16 tokens is {verdict.srp:.3f}" in text
-    assert f"A cache for {verdict.capacity} of the 6 experts in each layer" in text
-    assert f"{verdict.capacity * 2} MiB instead of 12 MiB" in text
+    assert f"as often would have {verdict.srp_chance:.3f}" in text
     assert "arXiv 2505.16056" in text
     assert "recording: length" in text  # how the trace was recorded
     assert "64 tokens are left out" in text
-    assert f"{verdict.srp_floor:.3f} with all experts, whatever the routing" in text
+    assert f"by chance {verdict.srp_chance:.3f}, with even use" in text
 
 
-def test_a_caveat_stands_behind_the_verdict_and_in_the_report(trace, tmp_path):
+def test_the_report_says_what_a_cache_brings(tmp_path):
+    path = local_trace(tmp_path / "t.safetensors", metadata={"expert_bytes": str(2**20)})
+    succeed(path, "-o", tmp_path / "out", "--no-figures", *QUICK)
+    text = " ".join(Page((tmp_path / "out" / "report.html").read_text()).text.split())
+    verdict = metrics.verdict(Trace.open(path))
+    assert f"A cache for {verdict.capacity} of the 12 experts in each layer" in text
+    assert f"{verdict.capacity * 2} MiB instead of 24 MiB" in text
+    assert f"by chance it would be {verdict.chance_hit_rate:.0%}" in text
+
+
+@pytest.mark.parametrize("count", [1, 2], ids="{} traces".format)
+def test_an_objection_stands_in_place_of_the_verdict_everywhere(trace, tmp_path, count):
     def rename(_, values):
         values["model"] = "tiny (random weights)"
 
     path = tmp_path / "r.safetensors"
     path.write_bytes(trace.read_bytes())
     spoiled(path, rename)
-    caveat = metrics.verdict(Trace.open(path)).caveat
-    assert caveat is not None
-    done = succeed(path, "-o", tmp_path / "out", "--no-figures", *QUICK)
-    assert done.stdout.endswith(f" {caveat}\n")
-    page = Page((tmp_path / "out" / "report.html").read_text())
-    assert caveat in " ".join(page.text.split())
+    objections = metrics.verdict(Trace.open(path)).objections
+    assert len(objections) == 2
+    paths = [path, local_trace(tmp_path / "local.safetensors")][:count]
+    done = succeed(*paths, "-o", tmp_path / "out", "--no-figures", *QUICK)
+    name = "verdict" if count == 1 else "r"
+    expected = f"{name}: no verdict on tiny (random weights). {' '.join(objections)}\n"
+    assert done.stdout.endswith(expected)
+    assert ("no verdict" in done.stdout.split("\n\n")[0]) == (count == 2)
+    text = " ".join(Page((tmp_path / "out" / "report.html").read_text()).text.split())
+    assert " ".join(objections) in text
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = summary["traces"][-1]["verdict"]
+    assert (found["group"], found["objections"]) == (None, list(objections))
+
+
+def test_no_written_file_names_a_folder_of_the_machine(tmp_path):
+    secret = tmp_path / "home" / "alice smith"
+    secret.mkdir(parents=True)
+    settings = {"cache": {"plan": f"{secret}/plan.json"}, "model_files": "0f0f"}
+    path = random_trace(
+        secret / "t.safetensors",
+        lengths=(40, 40),
+        model=f"{secret}/models/tiny",
+        metadata={
+            "source": f"{secret}/dump",
+            "note": f"from '{tmp_path}/home/x', see https://example.org/a/b",
+            "recording": json.dumps(settings),
+        },
+    )
+    copy = secret / "other" / "t.safetensors"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    done = succeed(path, copy, "-o", tmp_path / "out", *QUICK)
+    written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len(written) > 20
+    for file in written:
+        data = file.read_bytes()
+        assert str(tmp_path).encode() not in data, file.name
+        assert b"/home/" not in data, file.name
+    assert str(tmp_path) not in done.stdout
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "plan plan.json" in report and "<td>dump</td>" in report
+    assert "https://example.org/a/b" in report
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {name for entry in summary["traces"] for name in entry["files"]} == {"t.safetensors"}
+    assert {entry["model"] for entry in summary["traces"]} == {"tiny"}
+
+
+def test_the_pictures_of_the_report_fit_a_narrow_page(results):
+    style = (results[0] / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    (rule,) = re.findall(r"^figure svg {([^}]*)}", style, re.MULTILINE)
+    assert "max-width: 100%" in rule and "min-width" not in rule
+
+
+def test_a_report_on_one_trace_calls_it_by_its_model(results):
+    text = Page((results[0] / "report.html").read_text()).text
+    assert "There is no verdict on random." in text
+    svg = (results[0] / "figures" / "standing.svg").read_text()
+    assert "random  0." in svg and "first" not in svg
 
 
 def test_one_sequence_of_one_layer_is_written_in_the_singular(tmp_path):

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from traces import random_trace
+from traces import chance_trace, local_trace, random_trace
 
 from moerun import Trace
+from moerun.metrics import independent_variation
 from moerun_tools.figures import FIGURES, inline_svg, render
 from moerun_tools.figures.srp import MOST_DOMAINS
 from moerun_tools.figures.style import MOST_PANELS, POLICY_COLOURS, figure_style, spread
@@ -25,7 +26,6 @@ from moerun_tools.metrics_results import (
     POLICIES,
     best_first,
     clean_text,
-    random_variation,
 )
 from moerun_tools.palette import DARK, LIGHT
 from moerun_tools.units import as_binary
@@ -108,21 +108,30 @@ def test_every_figure_is_drawn_as_png_and_svg_and_says_what_it_shows(name, count
 def test_the_line_by_segment_length_is_the_table(one):
     axes = drawn("srp_by_segment_length", [one]).axes[0]
     frame = one.srp("model")
-    (line,) = lines_of(axes, LIGHT["blue"])
-    assert line.get_xdata().tolist() == frame["segment_length"].to_list()
-    assert line.get_ydata().tolist() == frame["srp"].to_list()
+    line, chance = lines_of(axes, LIGHT["blue"])
+    for drawn_line, column in ((line, "srp"), (chance, "srp_chance")):
+        assert drawn_line.get_xdata().tolist() == frame["segment_length"].to_list()
+        assert drawn_line.get_ydata().tolist() == frame[column].to_list()
+    assert not line.is_dashed() and chance.is_dashed()
     low, high = axes.get_ylim()
     assert low < min(frame["ci_low"]) and max(frame["ci_high"]) < high
 
 
-def test_the_hit_rates_are_the_table_and_the_knee_is_the_verdict(one):
-    figure = drawn("hit_rate", [one])
+def test_the_hit_rates_are_the_table_and_the_knee_is_the_verdict(tmp_path):
+    path = tmp_path / "t.safetensors"
+    local_trace(path, layers=3, metadata={"expert_bytes": str(2**27)})
+    result = measured(path)
+    figure = drawn("hit_rate", [result])
     axes = figure.axes[0]
     for policy in POLICIES:
         (line,) = [line for line in axes.get_lines() if line.get_gid() == policy]
         assert line.get_color() == POLICY_COLOURS[policy]
-        assert line.get_ydata().tolist() == one.hit_rates(policy)["hit_rate"].to_list()
-    verdict = one.verdict
+        assert line.get_ydata().tolist() == result.hit_rates(policy)["hit_rate"].to_list()
+    for column in ("random_hit_rate", "static_hit_rate"):
+        (line,) = [line for line in axes.get_lines() if line.get_gid() == column]
+        assert list(line.get_ydata()[1:]) == result.hit_rates("lru")[column].to_list()
+    verdict = result.verdict
+    assert verdict.advice == "cache"
     (dot,) = [line for line in lines_of(axes, LIGHT["blue"]) if line.get_marker() == "o"]
     assert dot.get_xdata() == [verdict.capacity / 3]
     assert dot.get_ydata() == [verdict.sch_hit_rate]
@@ -156,8 +165,9 @@ def test_the_lines_of_token_specialisation_are_medians_like_the_table(tmp_path):
     axes = drawn("specialization", [result]).axes[1]
     frame = result.specialization("input_vocabulary")
     middle = frame.group_by("layer").agg(pl.col("input_vocabulary").median()).sort("layer")
-    (line,) = lines_of(axes, LIGHT["blue"])
+    line, chance = lines_of(axes, LIGHT["blue"])
     assert line.get_ydata().tolist() == middle["input_vocabulary"].to_list()
+    assert chance.is_dashed()
 
 
 def test_domains_stand_from_the_highest_to_the_lowest(one):
@@ -211,12 +221,33 @@ def test_the_groups_are_shaded_only_where_they_are_defined(one, tmp_path):
     assert elsewhere.reference_length == 8
 
 
-def test_the_floor_is_what_caching_every_expert_gives(tmp_path):
-    """With as many experts as a token uses all are active always, and SRP is 1."""
-    path = random_trace(tmp_path / "t.safetensors", experts=4, top_k=4)
-    result = measured(path)
-    assert result.floor == 1
-    assert result.srp("model")["srp"].to_list() == [1, 1]
+def test_no_knee_is_drawn_where_no_cache_is_recommended(tmp_path):
+    path = chance_trace(tmp_path / "t.safetensors", 8, 2)
+    axes = drawn("hit_rate", [measured(path)]).axes[0]
+    assert not [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert not [text for text in texts(axes.figure) if "knee" in text]
+
+
+def test_the_traces_stand_where_srp_is_and_dotted_lines_come_from_chance(one, many):
+    for results in ([one], many):
+        axes = drawn("standing", results).axes[0]
+        ends = [
+            tuple(line.get_xdata())
+            for line in axes.get_lines()
+            if line.get_linestyle() not in ("-", "None") and len(line.get_xdata()) == 2
+        ]
+        verdicts = [result.verdict for result in results]
+        assert ends == [(verdict.srp_chance, verdict.srp) for verdict in verdicts]
+        low, high = axes.get_xlim()
+        assert all(low < value < high for pair in ends for value in pair)
+
+
+def test_the_names_of_many_traces_stay_inside_the_picture(many):
+    figure = drawn("standing", many)
+    width = figure.bbox.width
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= width, text.get_text()
 
 
 def test_the_dotted_line_of_chance_is_near_random_routing():
@@ -227,7 +258,7 @@ def test_the_dotted_line_of_chance_is_near_random_routing():
         for _ in range(length):
             window[random.permutation(12)[:3]] += 1
     variation = (counts.std(axis=1) / counts.mean()).mean()
-    assert variation == pytest.approx(random_variation(share, length), rel=0.03)
+    assert variation == pytest.approx(independent_variation(share, length), rel=0.03)
 
 
 def test_inline_pictures_have_no_fixed_colour_of_the_theme(one):

@@ -12,7 +12,7 @@ import polars.testing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from traces import random_routing, random_sequence, random_trace, write_trace
+from traces import local_trace, random_routing, random_sequence, random_trace, write_trace
 
 import moerun
 from moerun import SequenceRouting, Trace, metrics
@@ -275,7 +275,7 @@ def test_specialisation_says_nothing_without_domains_and_words(tmp_path):
     ids = random_routing(np.random.default_rng(0), 1, 30, 4, 2)
     trace = Trace.open(write_trace(tmp_path / "t.safetensors", [SequenceRouting(ids)], None, 4))
     frame = metrics.specialization(trace)
-    assert frame.drop("layer", "expert").null_count().row(0) == (4, 4, 4, 4)
+    assert frame.drop("layer", "expert").null_count().row(0) == (4,) * 8
 
 
 def test_specialisation_counts_in_pieces_as_it_does_at_once(two_domains, monkeypatch):
@@ -300,13 +300,11 @@ def test_the_verdict_puts_the_figures_together(two_domains):
 
 
 def test_the_verdict_says_what_the_cache_costs(tmp_path):
-    path = random_trace(
-        tmp_path / "t.safetensors", lengths=(40, 40), metadata={"expert_bytes": str(3 << 29)}
-    )
+    path = local_trace(tmp_path / "t.safetensors", metadata={"expert_bytes": str(3 << 29)})
     found = metrics.verdict(Trace.open(path))
     assert found.cache_bytes == found.capacity * 2 * (3 << 29)
-    assert found.total_bytes == 6 * 2 * (3 << 29)
-    assert "of 18.0 GiB" in found.summary()
+    assert found.total_bytes == 12 * 2 * (3 << 29)
+    assert "of 36.0 GiB" in found.summary()
 
 
 def test_the_knee_is_where_a_further_expert_gains_less_than_its_share():
@@ -317,17 +315,15 @@ def test_the_knee_is_where_a_further_expert_gains_less_than_its_share():
 
 
 def test_the_verdict_recommends_room_for_a_token_at_least(tmp_path):
-    ids = np.tile(np.arange(6, dtype=np.uint16), (2, 40, 1))
+    ids = np.tile(np.arange(6, dtype=np.uint16), (2, 2000, 1))
     trace = Trace.open(write_trace(tmp_path / "t.safetensors", [SequenceRouting(ids)]))
     found = metrics.verdict(trace)
     assert found.capacity == 6
     assert found.srp_floor == pytest.approx(12 / 14)
-    assert found.caveat is None
-
-
-def test_the_verdict_doubts_what_any_routing_would_give(tmp_path):
-    trace = Trace.open(random_trace(tmp_path / "t.safetensors", lengths=(80,), experts=4, top_k=3))
-    assert "hardly more" in metrics.verdict(trace).caveat
+    # Always the same experts: there is nothing to follow, and nothing to load.
+    assert (found.group, found.advice) == ("poor", "static")
+    assert found.static_hit_rate == pytest.approx(1)
+    assert "100% hits (75% by chance)" in found.summary()
 
 
 def test_sequences_without_windows_are_in_no_bootstrap_sample(tmp_path):

@@ -73,7 +73,11 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
     if result.verdict is not None:
         capacities.add(result.verdict.capacity)
     verdict = None if result.verdict is None else result.verdict.as_dict()
-    scores = ("domain_variation", *VOCABULARIES)
+    scores = [
+        f"{name}{suffix}"
+        for name in ("domain_variation", *VOCABULARIES)
+        for suffix in ("", "_chance")
+    ]
     return {
         "trace": result.label,
         "files": facts.files,
@@ -90,8 +94,8 @@ def _trace_summary(result: TraceMetrics) -> dict[str, Any]:
             {
                 "capacity": capacity,
                 "cache_ratio": capacity / facts.top_k,
-                "random_set": capacity / facts.num_experts,
-                "fixed_set": result.fixed_set_at(capacity),
+                "random": capacity / facts.num_experts,
+                "static": result.static_hit_rate_at(capacity),
                 **{policy: result.hit_rate_at(policy, capacity) for policy in POLICIES},
                 "by_chance": {
                     use: {

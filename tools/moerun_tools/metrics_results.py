@@ -187,9 +187,9 @@ class TraceMetrics:
             self.chance_hit_rates(policy, use).filter(capacity=capacity)["hit_rate"],
         )
 
-    def fixed_set_at(self, capacity: int) -> float | None:
+    def static_hit_rate_at(self, capacity: int) -> float | None:
         """Return what the `capacity` most used experts of each layer find, never replaced."""
-        return _only(self.hit_rates("lru").filter(capacity=capacity)["fixed_set"])
+        return _only(self.hit_rates("lru").filter(capacity=capacity)["static_hit_rate"])
 
     def activation_rates(self) -> pl.DataFrame:
         """Return one row for each expert, over all sequences."""
@@ -233,14 +233,6 @@ def best_first(results: Sequence[TraceMetrics]) -> list[TraceMetrics]:
         return (result.group is not None, gain)
 
     return sorted(results, key=order, reverse=True)
-
-
-def random_variation(share: float, length: float) -> float:
-    """Return about what `variation` is when each token draws its experts evenly at random.
-
-    An expert is then used by a binomial number of the window's tokens, of variance m·p·(1 - p).
-    """
-    return math.sqrt((1 - share) / (share * length))
 
 
 def joined_table(results: Sequence[TraceMetrics], name: str) -> pl.DataFrame:

@@ -12,7 +12,6 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
-    random_variation,
 )
 from moerun_tools.units import as_binary, as_percent, counted
 
@@ -37,7 +36,7 @@ def trace_table(result: TraceMetrics) -> str:
 def comparison_table(results: Sequence[TraceMetrics]) -> str:
     """Return one row for each trace, in the order given."""
     header = ("trace", "model", "E", "k", "SRP(16)", "chance", "group", "study's group")
-    hits = ("experts", "of all", "LRU %", "fixed %", "chance %", "best %", "cache")
+    hits = ("experts", "of all", "LRU %", "static %", "chance %", "best %", "cache")
     rows: list[tuple[str, ...]] = [(*header, *hits)]
     for result in results:
         verdict, facts = result.verdict, result.facts
@@ -58,7 +57,7 @@ def comparison_table(results: Sequence[TraceMetrics]) -> str:
                 str(verdict.capacity),
                 _percent(verdict.cache_fraction, sign=True),
                 _percent(verdict.lru_hit_rate),
-                _percent(verdict.fixed_set_hit_rate),
+                _percent(verdict.static_hit_rate),
                 _percent(verdict.chance_hit_rate),
                 _percent(verdict.best_hit_rate),
                 cache_cell(verdict),
@@ -74,7 +73,7 @@ def cache_cell(verdict: Verdict) -> str:
     if verdict.advice == "none":
         return "none"
     size = as_binary(verdict.cache_bytes) if verdict.cache_bytes else f"{verdict.capacity} a layer"
-    return f"fixed, {size}" if verdict.advice == "fixed set" else size
+    return f"static, {size}" if verdict.advice == "static" else size
 
 
 def _heading(result: TraceMetrics) -> str:
@@ -98,7 +97,7 @@ def _by_segment_length(result: TraceMetrics) -> str:
     frame = result.srp("model")
     if len(frame) == 0:
         return ""
-    balance = dict(result.load_balance("model").select("segment_length", "variation").iter_rows())
+    balance = result.load_balance("model")
     rows = [
         ("segment length (tokens)", *(str(m) for m in frame["segment_length"])),
         ("SRP", *(_number(value) for value in frame["srp"])),
@@ -112,14 +111,8 @@ def _by_segment_length(result: TraceMetrics) -> str:
         ("  by chance, same use", *map(_number, frame["srp_chance"])),
         ("  by chance, even use", *map(_number, frame["srp_chance_even"])),
         ("  set size / k", *(_number(value, 2) for value in frame["cache_ratio"])),
-        ("load, std / mean", *(_number(balance.get(m), 2) for m in frame["segment_length"])),
-        (
-            "  by chance, even use",
-            *(
-                _number(random_variation(result.facts.even_share, m), 2)
-                for m in frame["segment_length"]
-            ),
-        ),
+        ("load, std / mean", *(_number(value, 2) for value in balance["variation"])),
+        ("  by chance, even use", *(_number(value, 2) for value in balance["variation_chance"])),
     ]
     if all(cell == "-" for cell in rows[2][1:]):
         del rows[2]
@@ -136,7 +129,7 @@ def _by_cache_ratio(result: TraceMetrics) -> str:
     capacities = [ratio * facts.top_k for ratio in ratios]
     rows += [
         ("random set (%)", *(_percent(capacity / facts.num_experts) for capacity in capacities)),
-        ("most used experts (%)", *(_percent(result.fixed_set_at(c)) for c in capacities)),
+        ("most used experts (%)", *(_percent(result.static_hit_rate_at(c)) for c in capacities)),
     ]
     for policy in POLICIES:
         rates = [result.hit_rate_at(policy, capacity) for capacity in capacities]
@@ -152,14 +145,19 @@ def _single_numbers(result: TraceMetrics) -> str:
     lines = [f"{'predicted routing (%)':{_NAME_WIDTH}}{', '.join(recalls)}, {chance}"]
     domain = result.median_specialization("domain_variation")
     if domain is not None:
-        lines.append(f"{'domain specialisation':{_NAME_WIDTH}}{domain:.2f} (std / mean, median)")
+        by_chance = _number(result.median_specialization("domain_variation_chance"), 2)
+        lines.append(
+            f"{'domain specialisation':{_NAME_WIDTH}}{domain:.2f} (std / mean, median), "
+            f"chance {by_chance}"
+        )
     scores = [
-        f"{name} {_percent(value)}"
+        f"{name} {_percent(value)} (chance "
+        f"{_percent(result.median_specialization(f'{key}_chance'))})"
         for key, name in VOCABULARIES.items()
         if (value := result.median_specialization(key)) is not None
     ]
     if scores:
-        lines.append(f"{'token specialisation (%)':{_NAME_WIDTH}}{', '.join(scores)} (median)")
+        lines.append(f"{'token specialisation (%)':{_NAME_WIDTH}}{', '.join(scores)}")
     return "\n".join(lines)
 
 

@@ -173,15 +173,16 @@ def _facts(curve: BudgetCurve, assumed: list[str], total: int) -> dict[str, Any]
         "total_expert_bytes": total,
         "knee": curve.knee,
         "here": curve.here,
-        "points": [_point(each) for each in curve.points],
+        "points": [_point(each, total) for each in curve.points],
         "advice": advice(curve, total),
         "assumed": assumed,
     }
 
 
-def _point(point: BudgetPoint) -> dict[str, Any]:
+def _point(point: BudgetPoint, total: int) -> dict[str, Any]:
     return {
         "budget_bytes": point.budget_bytes,
+        "random_hit_rate": point.budget_bytes / total,
         **point.plan.predicted.as_dict(),
         "uniform_tpot_ms": point.uniform_tpot_ms,
         "optimal_hit_rate": point.optimal_hit_rate,
@@ -201,7 +202,10 @@ def _table(curve: BudgetCurve, total: int) -> str:
 
     plan = curve.points[0].plan
     names = ("budget", "% of all", "hit rate", "TPOT", "uniform", "TTFT", "optimal hits", "TPOT")
-    rows: list[tuple[str, ...]] = [(*names, ""), ("", "", "%", "ms", "ms", "ms", "%", "ms", "")]
+    rows: list[tuple[str, ...]] = [
+        (*names, ""),
+        ("", "= chance", "%", "ms", "ms", "ms", "%", "ms", ""),
+    ]
     for index, point in enumerate(curve.points):
         predicted = point.plan.predicted
         rows.append(

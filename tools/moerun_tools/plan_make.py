@@ -183,6 +183,7 @@ def _facts(
         "budget_bytes": plan.budget_bytes,
         "arena_bytes": plan.arena_bytes,
         "total_expert_bytes": total,
+        "random_hit_rate": plan.budget_bytes / total,
         "simulated": is_tried,
         "predicted": plan.predicted.as_dict(),
         "tried": [
@@ -230,7 +231,8 @@ def _as_text(plan: Plan, trials: list[Trial], total: int, is_tried: bool) -> str
         f"{_range(slots)} slots a layer, split {_range(splits)}\n"
         f"predicted ({how}):\n"
         + columns(rows)
-        + f"TTFT with a prompt of {plan.predicted.prompt_tokens} tokens: "
+        + f"by chance (a random set of the experts): {percent(plan.budget_bytes / total)} % hits\n"
+        f"TTFT with a prompt of {plan.predicted.prompt_tokens} tokens: "
         f"{milliseconds(plan.predicted.ttft_ms)} ms\n"
     )
 

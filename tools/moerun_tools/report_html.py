@@ -126,7 +126,7 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
     )
     cache = {
         "cache": ("Cache", capacity, f"experts a layer, {ratio}: {memory}"),
-        "fixed set": ("Fixed set", capacity, f"the most used experts of each layer: {memory}"),
+        "static": ("Static set", capacity, f"the most used experts of each layer: {memory}"),
         "none": ("Cache", "none", "is recommended"),
     }
     return [
@@ -146,7 +146,7 @@ def _key_numbers(result: TraceMetrics) -> list[tuple[str, str, str]]:
             f"Hits, {capacity} experts",
             f"{verdict.lru_hit_rate:.0%}",
             f"LRU; {verdict.chance_hit_rate:.0%} by chance, LFU {verdict.lfu_hit_rate:.0%}, most "
-            f"used {verdict.fixed_set_hit_rate:.0%}, at best {verdict.best_hit_rate:.0%}",
+            f"used {verdict.static_hit_rate:.0%}, at best {verdict.best_hit_rate:.0%}",
         ),
     ]
 
@@ -162,7 +162,7 @@ def _comparison_row(result: TraceMetrics) -> dict[str, Any]:
             f"{verdict.capacity} ({verdict.cache_fraction:.0%})",
             f"{verdict.lru_hit_rate:.0%}",
             f"{verdict.chance_hit_rate:.0%}",
-            f"{verdict.fixed_set_hit_rate:.0%}",
+            f"{verdict.static_hit_rate:.0%}",
             f"{verdict.best_hit_rate:.0%}",
             verdict.study_group,
         ]
@@ -203,8 +203,8 @@ def _recording(result: TraceMetrics) -> dict[str, Any]:
         if key == "recording":
             entries += _flattened(value)
         elif key != "expert_bytes":
-            entries.append((key, value))
-    shown = [(clean_text(key), clean_text(without_folders(value), 300)) for key, value in entries]
+            entries.append((key, without_folders(value)))
+    shown = [(clean_text(key), clean_text(value, 300)) for key, value in entries]
     return {"label": result.label, "entries": shown[:_MOST_ENTRIES]}
 
 
@@ -215,7 +215,7 @@ def _flattened(text: str) -> list[tuple[str, str]]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        return [("recording", text)]
+        return [("recording", without_folders(text))]
     return [(f"recording: {key}", _shown(entry)) for key, entry in value.items()]
 
 
@@ -226,7 +226,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
     if value is None:
         return "-"
-    return str(value)
+    return without_folders(str(value))
 
 
 def _listed(names: Sequence[str], most: int) -> str:

@@ -16,7 +16,6 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
-    random_variation,
 )
 
 _MOST_ROWS = 400  # of a table in the report; the parquet files hold everything
@@ -146,7 +145,7 @@ def _hit_rate_rows(result: TraceMetrics) -> Rows:
             str(capacity),
             f"{capacity / facts.top_k:.2f}",
             _share(capacity / facts.num_experts),
-            _share(result.fixed_set_at(capacity)),
+            _share(result.static_hit_rate_at(capacity)),
             *(
                 _share(rate)
                 for policy in POLICIES
@@ -212,10 +211,18 @@ def _expert_rows(result: TraceMetrics) -> Rows:
 
 
 def _specialization_rows(result: TraceMetrics) -> Rows:
-    names = ["domain_variation", *VOCABULARIES]
+    names = [
+        f"{name}{suffix}"
+        for name in ("domain_variation", *VOCABULARIES)
+        for suffix in ("", "_chance")
+    ]
     frame = result.tables["specialization"].group_by("layer").agg(pl.col(names).median())
     return [
-        [str(row["layer"]), _ratio(row[names[0]], 2), *(_share(row[name]) for name in names[1:])]
+        [
+            str(row["layer"]),
+            *(_ratio(row[name], 2) for name in names[:2]),
+            *(_share(row[name]) for name in names[2:]),
+        ]
         for row in frame.sort("layer").iter_rows(named=True)
         if any(row[name] is not None for name in names)
     ]
@@ -229,7 +236,7 @@ def _balance_rows(result: TraceMetrics) -> Rows:
             str(row["segment_length"]),
             f"{row['std']:.4f}",
             _ratio(row["variation"]),
-            _ratio(random_variation(result.facts.even_share, row["segment_length"])),
+            _ratio(row["variation_chance"]),
         ]
         for row in frame.iter_rows(named=True)
     ]
@@ -346,9 +353,17 @@ _PLANS = [
         "Specialisation",
         "Domains: how much an expert's use differs between kinds of text; the line is the median "
         "expert, the shades hold half and four fifths of them. Tokens: of the token ids that "
-        "choose an expert more than any other, how large its share of them is; lines are medians.",
+        "choose an expert more than any other, how large its share of them is; lines are medians. "
+        "Dotted: by chance.",
         report_text.specialization,
-        ["layer", "domains (std / mean)", *VOCABULARIES.values()],
+        [
+            "layer",
+            *(
+                header
+                for name in ("domains (std / mean)", *VOCABULARIES.values())
+                for header in (name, "by chance")
+            ),
+        ],
         _specialization_rows,
     ),
     _Plan(

@@ -10,7 +10,6 @@ from moerun_tools.metrics_results import (
     VOCABULARIES,
     TraceMetrics,
     clean_text,
-    random_variation,
 )
 from moerun_tools.units import as_binary, counted
 
@@ -23,7 +22,7 @@ _HEADLINES = {
 
 
 _NO_LOCALITY = {
-    "fixed set": "{model} is served by a fixed set of its most used experts: its routing has no "
+    "static": "{model} is served by a fixed set of its most used experts: its routing has no "
     "locality that a cache could follow.",
     "none": "{model} gains from a cache only what its size brings: its routing has no locality.",
 }
@@ -52,8 +51,8 @@ def cost(result: TraceMetrics) -> str:
     if verdict.cache_bytes is not None:
         size += f": {as_binary(verdict.cache_bytes)} instead of {as_binary(verdict.total_bytes)}"
     cache = f"{verdict.capacity} of the {facts.num_experts} experts in each layer ({size})"
-    fixed = f"{verdict.fixed_set_hit_rate:.0%}"
-    if verdict.advice == "fixed set":
+    fixed = f"{verdict.static_hit_rate:.0%}"
+    if verdict.advice == "static":
         return (
             f"The most used {cache} serve {fixed} of what tokens ask for, if they are kept and "
             f"never replaced; by chance it would be {verdict.chance_hit_rate:.0%}. "
@@ -184,7 +183,7 @@ def hit_rates(result: TraceMetrics) -> str:
         f"The knee of SCH is at {counted(verdict.capacity, 'expert')} a layer "
         f"(\N{GREEK SMALL LETTER RHO} = {verdict.cache_ratio:.3g}): {verdict.sch_hit_rate:.1%} of "
         f"look-ups are hits, with LRU {verdict.lru_hit_rate:.1%}, LFU {verdict.lfu_hit_rate:.1%}, "
-        f"Belady {verdict.belady_hit_rate:.1%}, and {verdict.fixed_set_hit_rate:.1%} with the most "
+        f"Belady {verdict.belady_hit_rate:.1%}, and {verdict.static_hit_rate:.1%} with the most "
         f"used experts, never replaced. A random set of as many finds "
         f"{verdict.cache_fraction:.1%}; "
         "where tokens draw their experts independently, each as often as here, SCH finds "
@@ -260,7 +259,8 @@ def specialization(result: TraceMetrics) -> str:
             f"The use of the median expert varies by {middle or 0:.0%} of "
             f"its mean over the {len(result.facts.domains)} domains, most in layer "
             f"{layers['layer'][-1]} ({layers['domain_variation'][-1]:.0%}), least in layer "
-            f"{layers['layer'][0]} ({layers['domain_variation'][0]:.0%})."
+            f"{layers['layer'][0]} ({layers['domain_variation'][0]:.0%}); by chance it would be "
+            f"{result.median_specialization('domain_variation_chance') or 0:.0%}."
         )
     scores = {
         name: value
@@ -269,10 +269,16 @@ def specialization(result: TraceMetrics) -> str:
     }
     if scores:
         listed = ", ".join(f"{value:.0%} by the {name}" for name, value in scores.items())
+        chances = [
+            value
+            for key in VOCABULARIES
+            if (value := result.median_specialization(f"{key}_chance")) is not None
+        ]
         strongest = max(scores, key=scores.__getitem__)
         parts.append(
             f"The median expert receives {listed} of the uses of the token ids that it owns: "
-            f"routing follows the {strongest} most."
+            f"routing follows the {strongest} most. By chance it would be "
+            f"{min(chances, default=0):.0%} to {max(chances, default=0):.0%}."
         )
     return " ".join(parts) or "Neither was measured."
 
@@ -283,7 +289,7 @@ def load_balance(result: TraceMetrics) -> str:
     if len(frame) == 0:
         return "No sequence is as long as a window."
     last = frame.row(-1, named=True)
-    chance = random_variation(result.facts.even_share, last["segment_length"])
+    chance = last["variation_chance"]
     text = (
         f"In windows of {last['segment_length']} tokens the use of experts has a standard "
         f"deviation of {last['variation']:.2f} times its mean; tokens that draw experts at random "

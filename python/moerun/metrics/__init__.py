@@ -6,7 +6,7 @@ docs/metrics.md for the definitions and their sources.
 
 from moerun.boundary import guard
 from moerun.metrics.cache_hits import hit_rate
-from moerun.metrics.chance import independent_srp
+from moerun.metrics.chance import independent_srp, independent_variation
 from moerun.metrics.chance_hits import chance_hit_rate
 from moerun.metrics.expert_load import activation_rates, load_balance
 from moerun.metrics.expert_roles import specialization
@@ -20,6 +20,7 @@ __all__ = [
     "chance_hit_rate",
     "hit_rate",
     "independent_srp",
+    "independent_variation",
     "load_balance",
     "predictability",
     "specialization",

@@ -55,8 +55,8 @@ def hit_rate(
         Columns `level`, `layer`, `domain` (null: all), `policy`, `segment_length` (null but for
         "sch"), `capacity` in experts (of one layer's cache, or of the pool), `cache_ratio`
         (capacity by the experts that one token uses there), `hit_rate`, `ci_low`, `ci_high`; and
-        what sets that never change would find: `random_set` (any `capacity` experts: capacity by
-        all experts there) and `fixed_set` (the `capacity` most used ones).
+        what sets that never change would find: `random_hit_rate` (any `capacity` experts: capacity
+        by all experts there) and `static_hit_rate` (the `capacity` most used ones).
 
     Raises:
         InvalidArgumentError: an argument is out of its range.
@@ -103,8 +103,8 @@ def hit_rate(
         "hit_rate",
         "ci_low",
         "ci_high",
-        "random_set",
-        "fixed_set",
+        "random_hit_rate",
+        "static_hit_rate",
     )
     capacity = np.arange(1, sizes + 1)
     for group, total, use, drawn in zip(groups, sums, used, draws, strict=True):
@@ -121,13 +121,13 @@ def hit_rate(
             hit_rate=total / size,
             ci_low=low,
             ci_high=high,
-            random_set=np.tile(capacity / sizes, caches),
-            fixed_set=_fixed_set_hits(use / (size * slots), level),
+            random_hit_rate=np.tile(capacity / sizes, caches),
+            static_hit_rate=_static_hits(use / (size * slots), level),
         )
     return rows.frame()
 
 
-def _fixed_set_hits(shares: NDArray[np.float64], level: str) -> NDArray[np.float64]:
+def _static_hits(shares: NDArray[np.float64], level: str) -> NDArray[np.float64]:
     """Shares of the look-ups, (L, E), to hits of the most used experts at every capacity.
 
     In the order of the rows: by layer ("layer"), of their mean ("mean"), or of the pool ("model").

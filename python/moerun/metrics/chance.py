@@ -1,4 +1,4 @@
-"""SRP that chance gives: every token draws its experts without regard to the tokens before it."""
+"""SRP and load balance by chance: a token draws its experts without regard to earlier tokens."""
 
 from __future__ import annotations
 
@@ -45,6 +45,15 @@ def independent_srp(rates: NDArray[np.float64], segment_length: int) -> NDArray[
         for first in range(0, len(rates), step)
     ]
     return np.concatenate([np.zeros(0), *blocks])
+
+
+def independent_variation(share: float, length: float) -> float:
+    """Return std / mean of the experts' use in windows of independent tokens that use all evenly.
+
+    An expert of probability p = `share` is active in a window of m = `length` tokens a binomial
+    number of times, of variance m * p * (1 - p).
+    """
+    return math.sqrt((1 - share) / (share * length))
 
 
 def _expected_histograms(rates: NDArray[np.float64], m: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moerun import _moerun
+from moerun.metrics.chance import independent_variation
 from moerun.metrics.frames import Rows
 from moerun.metrics.groups import Group, make_groups, num_threads, parts_of, usable_lengths
 from moerun.trace import Trace
@@ -105,11 +106,14 @@ def load_balance(
 
     Returns:
         Columns `level` ("layer", or "model": the mean over layers), `layer`, `domain` (null: all),
-        `segment_length`, `std`, `variation` (std by the mean frequency, top_k / num_experts).
+        `segment_length`, `std`, `variation` (std by the mean frequency, top_k / num_experts),
+        `variation_chance` (where independent tokens use all experts equally often).
     """
     groups = make_groups(trace, domain, by_domain)
     workers = num_threads(threads)
-    rows = Rows("level", "layer", "domain", "segment_length", "std", "variation")
+    rows = Rows(
+        "level", "layer", "domain", "segment_length", "std", "variation", "variation_chance"
+    )
     mean_frequency = trace.top_k / trace.num_experts
     for m in usable_lengths(trace, segment_lengths):
         sums = [np.zeros(len(trace.moe_layers)) for _ in groups]
@@ -133,5 +137,6 @@ def load_balance(
                     segment_length=m,
                     std=values,
                     variation=values / mean_frequency,
+                    variation_chance=independent_variation(mean_frequency, m),
                 )
     return rows.frame()

@@ -16,6 +16,7 @@ from moerun.trace import Trace, TraceShard
 
 _VARIANTS = ("input", "predicted", "next")
 _MAX_TABLE = 1 << 26  # numbers counted at a time
+_MAX_DRAWN_IDS = 2000  # token ids of a layer that chance is drawn for
 
 
 def specialization(trace: Trace, *, min_count: int = 20) -> pl.DataFrame:
@@ -34,51 +35,58 @@ def specialization(trace: Trace, *, min_count: int = 20) -> pl.DataFrame:
     Returns:
         Columns `layer`, `expert`, `domain_variation`, and by the id that is read, the id that the
         model predicts, and the id that truly follows: `input_vocabulary`, `predicted_vocabulary`,
-        `next_vocabulary`. Null where it cannot be said: fewer than two domains, an expert that
-        is never used or owns no id, ids that the trace does not hold.
+        `next_vocabulary`. Beside each, with `_chance` behind its name, the score where tokens draw
+        their experts independently, each as often as in that layer. Null where it cannot be said:
+        fewer than two domains, an expert that is never used or owns no id, ids that the trace does
+        not hold.
     """
     min_count = check_int("min_count", min_count, 1)
     layers, experts = len(trace.moe_layers), trace.num_experts
-    vocabularies = [f"{name}_vocabulary" for name in _VARIANTS]
-    rows = Rows("layer", "expert", "domain_variation", *vocabularies)
+    scores = {"domain_variation": _domain_variation(trace)}
+    for name in _VARIANTS:
+        scores[f"{name}_vocabulary"] = _vocabulary(trace, name, min_count)
+    rows = Rows("layer", "expert", *scores, *(f"{column}_chance" for column in scores))
     rows.add(
         layer=np.repeat(trace.moe_layers, experts),
         expert=np.tile(np.arange(experts), layers),
-        domain_variation=_domain_variation(trace).ravel(),
-        **{
-            column: _vocabulary(trace, name, min_count).ravel()
-            for column, name in zip(vocabularies, _VARIANTS, strict=True)
-        },
+        **{column: measured.ravel() for column, (measured, _) in scores.items()},
+        **{f"{column}_chance": chance.ravel() for column, (_, chance) in scores.items()},
     )
     return rows.frame()
 
 
-def _domain_variation(trace: Trace) -> NDArray[np.float64]:
+# Scores (L, E), as measured and by chance.
+_Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _domain_variation(trace: Trace) -> _Scores:
     groups = make_groups(trace, None, by_domain=True)[1:]
     if len(groups) < 2:
-        return np.full((len(trace.moe_layers), trace.num_experts), np.nan)
-    rates = np.stack(
-        [
-            counts / trace.lengths[group.members].sum(dtype=np.int64)
-            for group, counts in zip(groups, count_activations(trace, groups), strict=True)
-        ]
+        nothing = np.full((len(trace.moe_layers), trace.num_experts), np.nan)
+        return nothing, nothing
+    tokens = np.array(
+        [trace.lengths[group.members].sum(dtype=np.int64) for group in groups], np.float64
     )
+    counts = np.stack(count_activations(trace, groups))
+    rates = counts / tokens[:, None, None]
     mean = rates.mean(axis=0)
+    overall = counts.sum(axis=0) / tokens.sum()
     with np.errstate(invalid="ignore", divide="ignore"):
-        result: NDArray[np.float64] = np.where(mean > 0, rates.std(axis=0, ddof=1) / mean, np.nan)
-    return result
+        found = np.where(mean > 0, rates.std(axis=0, ddof=1) / mean, np.nan)
+        # The rate over n independent tokens has the variance p * (1 - p) / n.
+        chance = np.where(mean > 0, np.sqrt((1 - overall) / overall * (1 / tokens).mean()), np.nan)
+    return found, chance
 
 
-def _vocabulary(trace: Trace, variant: str, min_count: int) -> NDArray[np.float64]:
-    """Scores (L, E) of one variant."""
+def _vocabulary(trace: Trace, variant: str, min_count: int) -> _Scores:
+    """Scores of one variant."""
     layers, experts = len(trace.moe_layers), trace.num_experts
-    scores = np.full((layers, experts), np.nan)
+    scores = np.full((2, layers, experts), np.nan)
     tensor = "predicted_ids" if variant == "predicted" else "token_ids"
-    if tensor not in trace.tensors:
-        return scores
-    frequent = _frequent_ids(trace, variant, min_count)
+    frequent = _frequent_ids(trace, variant, min_count) if tensor in trace.tensors else np.zeros(0)
     if len(frequent) == 0:
-        return scores
+        return scores[0], scores[1]
+    random = np.random.default_rng(0)
     step = max(1, _MAX_TABLE // (len(frequent) * experts))
     for first in range(0, layers, step):
         count = min(step, layers - first)
@@ -92,17 +100,25 @@ def _vocabulary(trace: Trace, variant: str, min_count: int) -> NDArray[np.float6
                     target += np.bincount(
                         index[known] * experts + experts_of, minlength=table.shape[1]
                     )
-        shares = table.reshape(count, len(frequent), experts)
-        totals = shares.sum(axis=2)
-        owner = shares.argmax(axis=2)
-        largest = shares.max(axis=2) / totals
-        for offset in range(count):
-            owned = np.bincount(owner[offset], minlength=experts)
-            sums = np.bincount(owner[offset], largest[offset], minlength=experts)
-            scores[first + offset] = np.divide(
-                sums, owned, out=np.full(experts, np.nan), where=owned > 0
-            )
-    return scores
+        for offset, uses in enumerate(table.reshape(count, len(frequent), experts)):
+            totals = uses.sum(axis=1)
+            some = totals[:: -(-len(totals) // _MAX_DRAWN_IDS)]
+            drawn = random.multinomial(some, uses.sum(axis=0) / totals.sum())
+            scores[0, first + offset] = _mean_shares(uses)
+            scores[1, first + offset] = _mean_shares(drawn)
+    return scores[0], scores[1]
+
+
+def _mean_shares(uses: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uses (ids, E) to the mean share that each expert has of the ids that it owns."""
+    owner = uses.argmax(axis=1)
+    largest = uses.max(axis=1) / uses.sum(axis=1)
+    owned = np.bincount(owner, minlength=uses.shape[1])
+    sums = np.bincount(owner, largest, minlength=uses.shape[1])
+    result: NDArray[np.float64] = np.divide(
+        sums, owned, out=np.full(uses.shape[1], np.nan), where=owned > 0
+    )
+    return result
 
 
 def _frequent_ids(trace: Trace, variant: str, min_count: int) -> NDArray[np.int64]:

@@ -38,10 +38,11 @@ def predictability(
 
     Returns:
         Columns `level` ("layer", or "model": the mean over layers), `layer`, `domain` (null: all),
-        `predictor`, `recall`. The first layer has no layer before it.
+        `predictor`, `recall`, `recall_chance` (top_k / num_experts). The first layer has no
+        layer before it.
     """
     workers = num_threads(threads)
-    rows = Rows("level", "layer", "domain", "predictor", "recall")
+    rows = Rows("level", "layer", "domain", "predictor", "recall", "recall_chance")
     layers = np.array(trace.moe_layers)
     for group in make_groups(trace, domain, by_domain):
 
@@ -51,7 +52,11 @@ def predictability(
             recall: NDArray[np.float64],
             label: str | None = group.domain,
         ) -> None:
-            common = {"domain": label, "predictor": predictor}
+            common = {
+                "domain": label,
+                "predictor": predictor,
+                "recall_chance": trace.top_k / trace.num_experts,
+            }
             rows.add(level="layer", layer=of_layers, recall=recall, **common)
             rows.add(level="model", layer=None, recall=float(recall.mean()), **common)
 

@@ -40,7 +40,7 @@ class Verdict:
         objections: sentences on why there is no verdict; empty where there is one.
         has_locality: whether routing follows what tokens before used: `srp` exceeds `srp_chance`
             by 2 points or more, and LRU or LFU finds 5 points more than by chance.
-        advice: "cache": `capacity` experts a layer, replaced while the model runs; "fixed set": the
+        advice: "cache": `capacity` experts a layer, replaced while the model runs; "static": the
             `capacity` most used experts of each layer; "none": memory only helps by its size.
         segment_length: 16 tokens, of `srp` and of the look-ahead of SCH.
         srp: of the whole model.
@@ -56,7 +56,7 @@ class Verdict:
         lru_hit_rate: the least recently used expert is evicted.
         lfu_hit_rate: the least frequently used expert is evicted.
         belady_hit_rate: with all foresight.
-        fixed_set_hit_rate: of the most used experts, never replaced, on the tokens that chose them.
+        static_hit_rate: of the most used experts, never replaced, on the tokens that chose them.
         hit_rates_by_chance: the same policies on independent routing of the same lengths, by use
             ("same": every expert as often as here, "even") and by policy.
         expert_bytes: of one expert, None where the trace does not say.
@@ -84,7 +84,7 @@ class Verdict:
     lru_hit_rate: float
     lfu_hit_rate: float
     belady_hit_rate: float
-    fixed_set_hit_rate: float
+    static_hit_rate: float
     hit_rates_by_chance: dict[str, dict[str, float]]
     expert_bytes: int | None
     cache_bytes: int | None
@@ -157,7 +157,7 @@ def verdict(
     ):
         by_chance[use][policy] = rate
     share = capacity / trace.num_experts
-    fixed = float(frames["lru"]["fixed_set"][capacity - 1])
+    static = float(frames["lru"]["static_hit_rate"][capacity - 1])
     group = next(name for name, least in GROUPS if row["srp"] >= least)
     has_locality = row["srp"] >= row["srp_chance"] + SRP_MARGIN and any(
         rates[policy] >= max(share, by_chance["even"][policy]) + HIT_MARGIN
@@ -169,8 +169,8 @@ def verdict(
     elif has_locality:
         advice = "cache"
     else:
-        is_uneven = fixed >= _fixed_set_by_chance(trace, capacity) + HIT_MARGIN
-        advice = "fixed set" if is_uneven else "none"
+        is_uneven = static >= _static_by_chance(trace, capacity) + HIT_MARGIN
+        advice = "static" if is_uneven else "none"
     expert_bytes = trace.expert_bytes
     layers = len(trace.moe_layers)
     return Verdict(
@@ -191,7 +191,7 @@ def verdict(
         cache_ratio=capacity / trace.top_k,
         cache_fraction=share,
         **{f"{policy}_hit_rate": rate for policy, rate in rates.items()},
-        fixed_set_hit_rate=fixed,
+        static_hit_rate=static,
         hit_rates_by_chance=by_chance,
         expert_bytes=expert_bytes,
         cache_bytes=None if expert_bytes is None else expert_bytes * layers * capacity,
@@ -209,7 +209,7 @@ def _at_most_poor(group: str) -> str:
     return group if group == "unsuitable" else "poor"
 
 
-def _fixed_set_by_chance(trace: Trace, capacity: int) -> float:
+def _static_by_chance(trace: Trace, capacity: int) -> float:
     """Highest share of look-ups that the `capacity` most used experts serve where use is even.
 
     More than their share of the experts: they are chosen by the tokens that they are measured on,

@@ -39,14 +39,6 @@ def hits_sentence(verdict: Verdict) -> str:
     )
 
 
-def fixed_set_sentence(verdict: Verdict) -> str:
-    """Return what the most used experts find when they are never replaced."""
-    return (
-        f"the {_experts(verdict, 'most used ')} of each layer, never replaced, "
-        f"find {verdict.fixed_set_hit_rate:.0%}"
-    )
-
-
 def _group_sentence(verdict: Verdict) -> str:
     assert verdict.group is not None
     srp = f"SRP {verdict.srp:.1%} at {verdict.segment_length} tokens, {over_chance(verdict)}"
@@ -58,7 +50,7 @@ def _group_sentence(verdict: Verdict) -> str:
         if verdict.study_group == verdict.group
         else f" (the study's group: {verdict.study_group})"
     )
-    if verdict.advice == "fixed set":
+    if verdict.advice == "static":
         return f"has uneven routing, but no locality: {srp}{study}."
     return f"{sentence}: its routing has no locality. {srp}{study}."
 
@@ -69,11 +61,11 @@ def _advice_sentence(verdict: Verdict) -> str:
             f"Cache {_experts(verdict)} a layer, {verdict.cache_ratio:.3g} times what a token uses "
             f"and {verdict.cache_fraction:.0%} of all{_bytes(verdict)}: {hits_sentence(verdict)}."
         )
-    if verdict.advice == "fixed set":
+    if verdict.advice == "static":
         return (
             f"Keep the {_experts(verdict, 'most used ')} of each layer, "
             f"{verdict.cache_fraction:.0%} of all{_bytes(verdict)}: "
-            f"{verdict.fixed_set_hit_rate:.0%} hits ({verdict.chance_hit_rate:.0%} by chance). "
+            f"{verdict.static_hit_rate:.0%} hits ({verdict.chance_hit_rate:.0%} by chance). "
             f"LRU finds {verdict.lru_hit_rate:.0%}."
         )
     return (

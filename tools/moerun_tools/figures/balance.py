@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moerun.metrics import independent_variation
 from moerun_tools.figures.style import (
     DOTTED,
     GRID,
@@ -24,7 +25,7 @@ from moerun_tools.figures.style import (
     new_figure,
     panels,
 )
-from moerun_tools.metrics_results import PREDICTORS, TraceMetrics, clean_text, random_variation
+from moerun_tools.metrics_results import PREDICTORS, TraceMetrics, clean_text
 from moerun_tools.palette import LIGHT
 
 _PREDICTOR_COLOURS = dict(
@@ -56,15 +57,16 @@ def load_balance(results: Sequence[TraceMetrics]) -> Figure | None:
         name = "mean of layers" if len(drawn) == 1 else clean_text(result.label, 24)
         labels.append((name, frame["variation"][-1], colour))
     axes.set_ylim(bottom=0)
-    shares = {result.facts.even_share for result in drawn}
-    if len(shares) == 1:
-        x = np.geomspace(lengths[0], lengths[-1], 50)
-        y = np.array([random_variation(shares.copy().pop(), m) for m in x])
-        axes.plot(x, y, color=MUTED, linewidth=1, linestyle=DOTTED)
-        labels.append(("experts drawn at random", float(y[-1]), MUTED))
+    x = np.geomspace(lengths[0], lengths[-1], 50)
+    for row, result in enumerate(drawn):
+        colour = MUTED if len(drawn) == 1 or row >= MOST_SERIES else SERIES[row]
+        y = np.array([independent_variation(result.facts.even_share, m) for m in x])
+        axes.plot(x, y, color=colour, linewidth=1, linestyle=DOTTED)
+        if len(drawn) == 1:
+            labels.append(("by chance", float(y[-1]), MUTED))
     label_ends(axes, labels)
     axes.set_ylabel("std / mean of the experts' use")
-    axes.set_title("Load balance: how unevenly a window uses the experts")
+    axes.set_title("Load balance: how unevenly a window uses the experts; dotted: by chance")
     return figure
 
 

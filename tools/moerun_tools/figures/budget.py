@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from moerun.planning import BudgetCurve, BudgetPoint
-from moerun_tools.figures.style import INK, LEGEND, MUTED, SERIES, SURFACE, WIDTH
+from moerun_tools.figures.style import DOTTED, INK, LEGEND, MUTED, SERIES, SURFACE, WIDTH
 from moerun_tools.metrics_results import clean_text
 from moerun_tools.units import as_binary
 
@@ -55,6 +55,15 @@ def budget_figure(curve: BudgetCurve, total_bytes: int) -> Figure:
     )
     draw(hits, lambda p: p.plan.predicted.hit_rate, "plan", "hit_rate", **plan_style)
     draw(hits, lambda p: p.optimal_hit_rate, "optimal", "optimal_hit_rate", **optimal_style)
+    draw(
+        hits,
+        lambda p: min(1.0, p.budget_bytes / total_bytes),
+        "chance",
+        "random_hit_rate",
+        color=MUTED,
+        linestyle=DOTTED,
+        linewidth=1,
+    )
     draw(prompts, lambda p: 1e-3 * p.plan.predicted.ttft_ms, "plan", "ttft", **plan_style)
 
     if curve.knee:
@@ -62,7 +71,7 @@ def budget_figure(curve: BudgetCurve, total_bytes: int) -> Figure:
     if curve.here is not None and curve.here != curve.knee:
         _mark(tokens, curve, curve.here, size, "this machine", hollow=True)
     tokens.set_ylabel("ms a decoded token")
-    hits.set_ylabel("hit rate")
+    hits.set_ylabel("hit rate (dotted: chance)")
     hits.yaxis.set_major_formatter(PercentFormatter(1))
     hits.set_ylim(0, 1.02)
     prompts.set_ylabel("TTFT (s)")

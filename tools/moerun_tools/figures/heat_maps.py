@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
-from moerun_tools.figures.style import MOST_PANELS, WIDTH
+from moerun_tools.figures.style import DOTTED, MOST_PANELS, WIDTH
 from moerun_tools.metrics_results import TraceMetrics, clean_text
 from moerun_tools.palette import LIGHT
 
@@ -70,7 +70,11 @@ def srp_map(results: Sequence[TraceMetrics]) -> Figure | None:
         f"SRP at m = {length} of each expert, most used first (grey: never used)",
     )
     bar = figure.colorbar(images[0], ax=figure.axes, shrink=0.75, pad=0.02)
-    _quiet(bar, f"SRP of the expert, m = {length}")
+    _quiet(bar, f"SRP of the expert, m = {length}; dotted: by chance (median)")
+    for result in drawn:
+        chance = result.srp("expert", result.reference_length)["srp_chance"].median()
+        if isinstance(chance, float) and chance >= low:
+            bar.ax.axhline(chance, color=LIGHT["muted"], linewidth=1.2, linestyle=DOTTED)
     return figure
 
 

@@ -31,8 +31,8 @@ _LEGEND = {
     "sch": "SCH: knows the next 16 tokens",
     "lfu": "LFU: the most used so far",
     "lru": "LRU: the last used",
-    "fixed_set": "the most used, never replaced",
-    "random_set": "chance: a random set, never replaced",
+    "static_hit_rate": "the most used, never replaced",
+    "random_hit_rate": "chance: a random set, never replaced",
 }
 _LOG_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _MOST_LINEAR = 20  # cache ratio up to which the axis is linear
@@ -91,12 +91,12 @@ def _draw_policies(axes: Axes, result: TraceMetrics) -> None:
             )
         style = (0, (4, 2)) if policy == "belady" else "-"
         axes.plot(x, frame["hit_rate"], color=colour, linestyle=style, gid=policy)
-    for column in ("fixed_set", "random_set"):
+    for column in ("static_hit_rate", "random_hit_rate"):
         frame = result.hit_rates("lru")
         axes.plot(
             [0.0, *frame["cache_ratio"]],
             [0.0, *frame[column]],
-            color=LIGHT["green"] if column == "fixed_set" else MUTED,
+            color=LIGHT["green"] if column == "static_hit_rate" else MUTED,
             linewidth=1.4,
             linestyle=DOTTED,
             gid=column,

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moerun_tools.figures.style import (
+    DOTTED,
     MOST_PANELS,
     WIDTH,
     in_percent,
@@ -81,6 +82,7 @@ def _draw_domain(axes: Axes, result: TraceMetrics) -> None:
         x, by_layer["q0.25"], by_layer["q0.75"], color=colour, alpha=0.24, linewidth=0
     )
     layer_line(axes, by_layer, "q0.5", colour)
+    _draw_chance(axes, result, "domain_variation", colour)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("variation over domains (std / mean)")
 
@@ -91,9 +93,18 @@ def _draw_vocabulary(axes: Axes, result: TraceMetrics) -> None:
         frame = result.specialization(score).group_by("layer").agg(pl.col(score).median())
         frame = frame.sort("layer")
         layer_line(axes, frame, score, _COLOURS[score])
+        _draw_chance(axes, result, score, _COLOURS[score])
         labels.append((VOCABULARIES[score], frame[score][-1], _COLOURS[score]))
     axes.set_ylim(0, 1)
     in_percent(axes)
     axes.set_ylabel("share of its tokens' uses")
     if labels:
         label_ends(axes, labels)
+
+
+def _draw_chance(axes: Axes, result: TraceMetrics, score: str, colour: str) -> None:
+    """Draw the median that independent tokens would have, by layer."""
+    column = f"{score}_chance"
+    frame = result.specialization(column).group_by("layer").agg(pl.col(column).median())
+    frame = frame.sort("layer")
+    axes.plot(frame["layer"], frame[column], color=colour, linewidth=1, linestyle=DOTTED)

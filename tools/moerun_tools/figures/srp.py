@@ -171,7 +171,7 @@ def _draw_groups_at_16(axes: Axes, frames: Sequence[pl.DataFrame]) -> None:
     at_16 = [
         value
         for frame in frames
-        for value in frame.filter(pl.col("segment_length") == GROUP_LENGTH)["srp"]
+        for value in frame.filter(pl.col("segment_length") == GROUP_LENGTH)["srp_chance"]
     ]
     lowest = min(at_16, default=0.0)
     left, right = GROUP_LENGTH / 1.22, GROUP_LENGTH * 1.22
