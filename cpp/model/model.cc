@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 
 #include "base/cpu_features.h"
 #include "base/error.h"
@@ -136,9 +137,10 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
                                               model->cache_.get(), options.decoder);
   if (model->cache_) model->warm_cache(progress);
   const auto end = std::chrono::steady_clock::now();
-  model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
-                        model->plan_.weights->bytes_read(),
-                        model->host_ ? model->host_->plan.notes : std::vector<std::string>{}};
+  std::vector<std::string> notes = weights.notes();
+  if (model->host_) std::ranges::copy(model->host_->plan.notes, std::back_inserter(notes));
+  model->load_stats_ = {std::chrono::duration<double>(end - begin).count(), weights.bytes_read(),
+                        std::move(notes)};
   return model;
 }
 
