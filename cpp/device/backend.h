@@ -106,7 +106,8 @@ class Backend {
                                Activations out);
 
   // Fills the first top_k slots of every token: ids by falling score (of equals the lower id), and
-  // weights. `logits`: (tokens, num_experts), the router's product.
+  // weights. `logits`: (tokens, num_experts), the router's product. Where one of a token's is not
+  // finite: ids 0, 1, ... and weights of NaN.
   virtual void route(Stream& stream, const RouterParams& params, Activations logits,
                      Routing routing) = 0;
 

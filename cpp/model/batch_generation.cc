@@ -112,7 +112,7 @@ std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const Generat
   }
   check_sampling_params(params.sampling);
   Entry entry;
-  entry.prompt = std::move(prompt);
+  entry.token_ids = std::move(prompt);
   entry.params = params;
   entry.max_tokens = max_tokens;
   const std::lock_guard lock(mutex_);
@@ -149,7 +149,7 @@ std::vector<BatchGeneration::Entry> BatchGeneration::join() {
     entry.kv = std::move(kv);
     entry.sampler.emplace(entry.params.sampling,
                           static_cast<std::size_t>(model_->config().vocab_size));
-    for (const std::int32_t token : entry.prompt) entry.sampler->observe(token);
+    for (const std::int32_t token : entry.token_ids) entry.sampler->observe(token);
   }
   return joined;
 }
@@ -170,8 +170,8 @@ std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers
       const std::lock_guard lock(mutex_);
       for (const Entry& entry : joined) {
         if (!outlook_) break;
-        outlook_->add(entry.number, entry.prompt);
-        outlook_->append(entry.number, entry.last_token);
+        outlook_->add(entry.number, std::span(entry.token_ids).first(entry.token_ids.size() - 1));
+        outlook_->append(entry.number, entry.token_ids.back());
       }
       std::move(joined.begin(), joined.end(), std::back_inserter(running_));
     } else if (!running_.empty()) {
@@ -213,7 +213,7 @@ void BatchGeneration::run_prompts(std::span<Entry> joined, const Checkpointer& b
   const double begin = clock_.now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   std::vector<std::size_t> lengths;
-  for (const Entry& entry : joined) lengths.push_back(entry.prompt.size());
+  for (const Entry& entry : joined) lengths.push_back(entry.token_ids.size());
   for (const auto& pass : prompt_passes(lengths, memory_->workspace.max_tokens())) {
     std::vector<Piece> pieces;
     for (const PromptPiece& each : pass) pieces.push_back({&joined[each.prompt], each.num_tokens});
@@ -236,13 +236,16 @@ void BatchGeneration::run_step(const Checkpointer& between_layers,
   const double begin = clock_.now();
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   const std::vector<Entry*> batch = next_batch();
+  const double begin_anew = clock_.now();
+  compute_anew(batch, between_layers);
+  const double anew_s = clock_.now() - begin_anew;
   std::vector<Piece> pieces;
   for (Entry* entry : batch) pieces.push_back({entry, 1});
   run_pass(pieces, /*is_decoding=*/true, between_layers);
-  if (outlook_) outlook_->finish_step(clock_.now() - begin);
+  if (outlook_) outlook_->finish_step(clock_.now() - begin - anew_s);
   for (std::size_t i = 0; i < batch.size(); ++i) {
     tokens.push_back(sample(*batch[i], {logits_.data() + i * vocab, vocab}));
-    if (outlook_) outlook_->append(batch[i]->number, batch[i]->last_token);
+    if (outlook_) outlook_->append(batch[i]->number, batch[i]->token_ids.back());
   }
   const std::lock_guard lock(mutex_);
   ++stats_.steps;
@@ -269,12 +272,30 @@ std::vector<BatchGeneration::Entry*> BatchGeneration::next_batch() {
   return batch;
 }
 
+// As a Session does it: all keys of a sequence are rotated for its length, before its next token.
+void BatchGeneration::compute_anew(std::span<Entry* const> batch,
+                                   const Checkpointer& between_layers) {
+  const Decoder& decoder = *model_->decoder_;
+  std::vector<Entry*> grown;
+  std::vector<std::size_t> lengths;
+  for (Entry* entry : batch) {
+    if (decoder.is_long(entry->num_stored) == decoder.is_long(entry->token_ids.size())) continue;
+    grown.push_back(entry);
+    lengths.push_back(std::exchange(entry->num_stored, 0));
+  }
+  for (const auto& pass : prompt_passes(lengths, memory_->workspace.max_tokens())) {
+    std::vector<Piece> pieces;
+    for (const PromptPiece& each : pass) pieces.push_back({grown[each.prompt], each.num_tokens});
+    run_pass(pieces, /*is_decoding=*/false, between_layers);
+  }
+}
+
 // Only the batch's own steps are no place for them.
 void BatchGeneration::resume_trials() noexcept {
   if (outlook_ && model_->cache_) model_->cache_->pause_trials(false);
 }
 
-// Leaves the logits of every piece that ends its prompt, or is a decoded token, in logits_.
+// Leaves the logits of every piece that ends with its entry's last token in logits_.
 void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
                                const Checkpointer& between_layers) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
@@ -282,13 +303,9 @@ void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
   std::vector<Decoder::Sequence> sequences;
   std::vector<std::size_t> last_rows;
   for (const auto& [entry, count] : pieces) {
-    const auto from = entry->prompt.begin() + static_cast<std::ptrdiff_t>(entry->num_stored);
-    if (is_decoding) {
-      token_ids.push_back(entry->last_token);
-    } else {
-      token_ids.insert(token_ids.end(), from, from + static_cast<std::ptrdiff_t>(count));
-    }
-    const std::size_t length = is_decoding ? entry->num_stored + 1 : entry->prompt.size();
+    const auto next = std::span(entry->token_ids).subspan(entry->num_stored, count);
+    token_ids.insert(token_ids.end(), next.begin(), next.end());
+    const std::size_t length = entry->token_ids.size();
     sequences.push_back({&entry->kv->cache(), entry->num_stored, count, length});
     if (entry->num_stored + count == length) last_rows.push_back(token_ids.size() - 1);
   }
@@ -318,14 +335,15 @@ void BatchGeneration::run_pass(std::span<const Piece> pieces, bool is_decoding,
 }
 
 BatchToken BatchGeneration::sample(Entry& entry, std::span<float> logits) {
-  entry.last_token = entry.sampler->sample(logits);
-  entry.sampler->observe(entry.last_token);
+  const std::int32_t token = entry.sampler->sample(logits);
+  entry.sampler->observe(token);
+  entry.token_ids.push_back(token);
   ++entry.num_generated;
   const auto& stops = entry.params.stop_token_ids;
-  const bool is_last = std::find(stops.begin(), stops.end(), entry.last_token) != stops.end() ||
+  const bool is_last = std::find(stops.begin(), stops.end(), token) != stops.end() ||
                        entry.num_generated == entry.params.max_new_tokens ||
                        entry.num_stored == model_->context_length();
-  return {entry.number, entry.last_token, is_last};
+  return {entry.number, token, is_last};
 }
 
 // What the step added to what stood before it.

@@ -74,7 +74,7 @@ class BatchGeneration {
  private:
   struct Entry {
     std::size_t number = 0;
-    std::vector<std::int32_t> prompt;
+    std::vector<std::int32_t> token_ids;  // prompt and answer so far
     GenerationParams params;
     std::size_t max_tokens = 0;  // of prompt and answer together
     // While it runs: of many that wait, they would be large.
@@ -82,9 +82,8 @@ class BatchGeneration {
     std::unique_ptr<KvSlab> kv;
     std::size_t num_stored = 0;  // tokens in it
     std::size_t num_generated = 0;
-    std::int32_t last_token = -1;
   };
-  // The next tokens of an entry's prompt.
+  // The next tokens of an entry that are not stored yet.
   struct Piece {
     Entry* entry;
     std::size_t num_tokens;
@@ -96,6 +95,7 @@ class BatchGeneration {
                    std::vector<BatchToken>& tokens);
   void run_step(const Checkpointer& between_layers, std::vector<BatchToken>& tokens);
   std::vector<Entry*> next_batch();
+  void compute_anew(std::span<Entry* const> batch, const Checkpointer& between_layers);
   void resume_trials() noexcept;
   std::size_t capacity() const;
   void run_pass(std::span<const Piece> pieces, bool is_decoding,

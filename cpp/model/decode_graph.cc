@@ -83,6 +83,7 @@ void DecodeGraph::run(const Decoder::Pass& pass, std::span<float> logits) {
   work_->run();
   pass.stream.synchronize();
   std::copy_n(logits_->as<float>(), logits.size(), logits.data());
+  decoder_.check_logits(pass, logits);
 }
 
 }  // namespace moerun

@@ -93,9 +93,12 @@ void Decoder::run(const Pass& pass) {
     backend_.embed(pass.stream, weights_.embedding, pass.token_ids, scale,
                    space.hidden.slice(0, tokens));
   }
+  using Part = NonFinitePlace::Part;
+  check_states(pass, space.hidden, {Part::embedding});
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     try {
       run_layer(pass, layer);
+      check_states(pass, space.hidden, {Part::layer, layer});
     } catch (const DeviceError& error) {  // which may have been issued in an earlier one
       throw DeviceError(message(error.what(), " (noticed in layer ", layer, ")"),
                         error.needs_restart());
@@ -108,6 +111,7 @@ void Decoder::run(const Pass& pass) {
   if (cache_ != nullptr && pass.is_decoding) prefetch_after(pass, weights_.layers.size());
   backend_.norm(pass.stream, weights_.final_norm, space.hidden.slice(0, tokens),
                 space.normed.slice(0, tokens));
+  check_states(pass, space.normed, {Part::head});
   if (!pass.is_decoding) return;
   num_decoded_ += pass.sequences.size();
   if (!needs_no_host()) active_.add_step(num_active_);
@@ -393,35 +397,6 @@ RotaryParams Decoder::rotary(const LayerWeights& layer, std::size_t sequence_len
   params.norm_per_head = config_.qk_norm == QkNorm::per_head;
   params.clip = static_cast<float>(config_.clip_qkv.value_or(0.0));
   return params;
-}
-
-void Decoder::issue_logits(const Pass& pass, std::size_t first, std::size_t rows) const {
-  const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
-                            /*accumulate=*/false};
-  backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, rows),
-                  pass.workspace.logits.slice(0, rows), output);
-}
-
-void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations logits) const {
-  if (backend_.is_host()) {
-    const LinearOutput output{static_cast<float>(1.0 / config_.logits_divisor),
-                              /*accumulate=*/false};
-    backend_.linear(pass.stream, weights_.lm_head, pass.workspace.normed.slice(first, logits.rows),
-                    logits, output);
-    pass.stream.synchronize();
-    return;
-  }
-  const Activations& staged = pass.workspace.logits;
-  for (std::size_t done = 0; done < logits.rows; done += staged.rows) {
-    const std::size_t rows = std::min(staged.rows, logits.rows - done);
-    issue_logits(pass, first + done, rows);
-    for (std::size_t row = 0; row < rows; ++row) {
-      backend_.copy(pass.stream, reinterpret_cast<std::byte*>(logits.row(done + row)),
-                    reinterpret_cast<const std::byte*>(staged.row(row)),
-                    logits.cols * sizeof(float));
-    }
-    pass.stream.synchronize();
-  }
 }
 
 std::size_t Decoder::decode_bytes(std::size_t position) const {

@@ -14,6 +14,7 @@
 #include "model/active_expert_counts.h"
 #include "model/kv_cache.h"
 #include "model/layer_times.h"
+#include "model/non_finite.h"
 #include "model/routing_replay.h"
 #include "model/workspace.h"
 #include "predict/next_layer_router.h"
@@ -77,13 +78,17 @@ class Decoder {
     bool is_batch() const { return sequences.size() > 1; }
   };
 
-  // Runs all layers and leaves the normalised last hidden states in workspace.normed.
+  // Runs all layers and leaves the normalised last hidden states in workspace.normed. FormatError
+  // where a state is not finite; a device notices that only in logits and in a recorded routing.
   void run(const Pass& pass);
-  // logits[i] = head(workspace.normed[first + i])
+  // logits[i] = head(workspace.normed[first + i]). FormatError where one is not finite, as run().
   void compute_logits(const Pass& pass, std::size_t first, Activations logits) const;
 
   // The same of `rows` rows into workspace.logits, without waiting for them; on devices only.
   void issue_logits(const Pass& pass, std::size_t first, std::size_t rows) const;
+
+  // For logits that came to the host by another way than compute_logits().
+  void check_logits(const Pass& pass, std::span<const float> logits) const;
 
   // Whether the device can decode a token without the host, so that the pass can be recorded.
   bool needs_no_host() const { return !expert_tables_.empty(); }
@@ -117,6 +122,7 @@ class Decoder {
   void compute_resident(const Pass& pass, std::size_t index, const Routing& on_host);
   // Returns the seconds of waiting for experts.
   double compute_cached(const Pass& pass, std::size_t index, const Routing& on_host);
+  void check_states(const Pass& pass, Activations states, const NonFinitePlace& place) const;
   void check_replay(const RoutingReplay& replay) const;
   void replay_routing(const Pass& pass, std::size_t index) const;
   void record_logits(const Pass& pass, std::size_t index, Activations logits) const;

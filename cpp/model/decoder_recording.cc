@@ -1,6 +1,7 @@
 // What the decoder tells a RoutingRecord.
 #include <vector>
 
+#include "base/finite.h"
 #include "model/decoder.h"
 
 namespace moerun {
@@ -19,6 +20,11 @@ void Decoder::record_logits(const Pass& pass, std::size_t index, Activations log
 void Decoder::record_routing(const Pass& pass, std::size_t index, const Routing& routing) const {
   for (std::size_t t = 0; t < routing.tokens; ++t) {
     const std::size_t first = t * routing.slots;
+    using Part = NonFinitePlace::Part;
+    if (!all_finite({routing.expert_weights + first, router_.top_k})) {
+      refuse_non_finite(config_, weights_, pass.token_ids,
+                        {backend_.is_host() ? Part::layer : Part::up_to_layer, index});
+    }
     pass.record->record(weights_.moe_index(index), pass.only_sequence().first_position + t,
                         {routing.expert_ids + first, router_.top_k},
                         {routing.expert_weights + first, router_.top_k});

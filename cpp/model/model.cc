@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 
 #include "base/bytes_text.h"
 #include "base/cpu_features.h"
@@ -139,9 +140,8 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Mode
   model->decoder_ = std::make_unique<Decoder>(model->config(), weights, backend,
                                               model->cache_.get(), options.decoder);
   if (model->cache_) model->warm_cache(progress);
-  if (model->host_) {
-    notes.insert(notes.end(), model->host_->plan.notes.begin(), model->host_->plan.notes.end());
-  }
+  std::ranges::copy(weights.notes(), std::back_inserter(notes));
+  if (model->host_) std::ranges::copy(model->host_->plan.notes, std::back_inserter(notes));
   const auto end = std::chrono::steady_clock::now();
   model->load_stats_ = {std::chrono::duration<double>(end - begin).count(),
                         model->plan_.weights->bytes_read(), std::move(notes)};

@@ -44,7 +44,7 @@ std::int32_t Sampler::sample(std::span<float> logits) {
     if (!std::isnan(logits[id]) && (best == logits.size() || logits[id] > logits[best])) best = id;
   }
   if (best == logits.size()) {
-    throw FormatError("the model's logits are not numbers: its weights are damaged");
+    throw FormatError("no logit is a number: the weights of the model's head are damaged");
   }
   if (params_.temperature == 0.0) return static_cast<std::int32_t>(best);
 

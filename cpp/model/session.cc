@@ -33,43 +33,60 @@ void Session::append(std::span<const std::int32_t> token_ids, std::span<float> l
     throw InvalidArgument(message("logits: expected room for ", vocab, " or ",
                                   token_ids.size() * vocab, " floats, found ", logits.size()));
   }
-  if (num_tokens_ + token_ids.size() > kv_cache_.capacity_tokens()) {
-    throw InvalidArgument(message("the sequence would have ", num_tokens_ + token_ids.size(),
+  const std::size_t length = token_ids_.size() + token_ids.size();
+  if (length > kv_cache_.capacity_tokens()) {
+    throw InvalidArgument(message("the sequence would have ", length,
                                   " tokens, but the context holds ", kv_cache_.capacity_tokens()));
   }
-  model_->run_alone(*memory_, [&] { run(token_ids, logits, between_layers, record); });
+  model_->run_alone(*memory_, [&] {
+    compute_anew(length, between_layers, record);
+    run(token_ids, length, logits, between_layers, record);
+  });
+  token_ids_.insert(token_ids_.end(), token_ids.begin(), token_ids.end());
 }
 
-void Session::run(std::span<const std::int32_t> token_ids, std::span<float> logits,
-                  const Checkpointer& between_layers, RoutingRecord* record) {
+// It is not enough to rotate the keys anew: those of all layers but the first come from attention
+// over keys that were rotated as those of a short text.
+void Session::compute_anew(std::size_t length, const Checkpointer& between_layers,
+                           RoutingRecord* record) {
+  const bool is_whole = num_stored_ == token_ids_.size();
+  if (is_whole && (num_stored_ == 0 || is_long_ == model_->decoder_->is_long(length))) return;
+  num_stored_ = 0;
+  run(token_ids_, length, {}, between_layers, record);
+}
+
+void Session::run(std::span<const std::int32_t> token_ids, std::size_t length,
+                  std::span<float> logits, const Checkpointer& between_layers,
+                  RoutingRecord* record) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   const bool all_logits = logits.size() == token_ids.size() * vocab;
-  const std::size_t sequence_length = num_tokens_ + token_ids.size();
+  is_long_ = model_->decoder_->is_long(length);
   Workspace& workspace = memory_->workspace;
   for (std::size_t first = 0; first < token_ids.size(); first += workspace.max_tokens()) {
     const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
-    const Decoder::Sequence sequence{&kv_cache_, num_tokens_, count, sequence_length};
+    const Decoder::Sequence sequence{&kv_cache_, num_stored_, count, length};
+    const bool is_recorded = record != nullptr && num_stored_ + count > record->first_position;
     const Decoder::Pass pass{*memory_->stream,
                              workspace,
                              token_ids.subspan(first, count),
                              {&sequence, 1},
                              token_ids.size() == 1,
                              between_layers ? &between_layers : nullptr,
-                             record};
-    if (graph_ && pass.is_decoding && record == nullptr) {
+                             is_recorded ? record : nullptr};
+    if (graph_ && pass.is_decoding && !is_recorded) {
       graph_->run(pass, logits);
-      ++num_tokens_;
+      ++num_stored_;
       continue;
     }
     model_->decoder_->run(pass);
-    if (record != nullptr && record->options.with_predictions) record_predictions(pass, *record);
+    if (is_recorded && record->options.with_predictions) record_predictions(pass, *record);
     if (all_logits) {
       model_->decoder_->compute_logits(pass, 0,
                                        {logits.data() + first * vocab, count, vocab, vocab});
     } else if (!logits.empty() && first + count == token_ids.size()) {
       model_->decoder_->compute_logits(pass, count - 1, {logits.data(), 1, vocab, vocab});
     }
-    num_tokens_ += count;
+    num_stored_ += count;
   }
   memory_->stream->synchronize();  // see Model::run_alone()
 }
@@ -83,9 +100,10 @@ void Session::record_predictions(const Decoder::Pass& pass, RoutingRecord& recor
     const std::size_t rows = std::min(kRows, pass.token_ids.size() - first);
     model_->decoder_->compute_logits(pass, first, {logits.data(), rows, vocab, vocab});
     for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t position = pass.only_sequence().first_position + first + row;
+      if (!record.holds(position)) continue;
       const float* of_token = logits.data() + row * vocab;
-      record.predicted_ids[pass.only_sequence().first_position + first + row -
-                           record.first_position] =
+      record.predicted_ids[position - record.first_position] =
           static_cast<std::int32_t>(std::max_element(of_token, of_token + vocab) - of_token);
     }
   }

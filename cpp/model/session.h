@@ -24,17 +24,20 @@ class Session {
 
   // Appends tokens and computes the logits of the last one, of all, or of none: `logits` has
   // (1, vocab_size), (token_ids.size(), vocab_size) or no floats. `record` is told of the routing.
-  // A DeviceError closes the model: see Model::check_open().
+  // All tokens so far have the keys, and in `record` the routing, of one pass over the whole text:
+  // where a longer text takes other rotary frequencies, they are computed anew. A call that throws
+  // appends nothing. A DeviceError closes the model: see Model::check_open().
   void append(std::span<const std::int32_t> token_ids, std::span<float> logits,
               const Checkpointer& between_layers, RoutingRecord* record = nullptr);
 
-  std::size_t num_tokens() const { return num_tokens_; }
-  std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens_); }
+  std::size_t num_tokens() const { return token_ids_.size(); }
+  std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens()); }
   std::size_t scratch_bytes() const { return memory_->bytes(); }
   Model& model() { return *model_; }
 
  private:
-  void run(std::span<const std::int32_t> token_ids, std::span<float> logits,
+  void compute_anew(std::size_t length, const Checkpointer& between_layers, RoutingRecord* record);
+  void run(std::span<const std::int32_t> token_ids, std::size_t length, std::span<float> logits,
            const Checkpointer& between_layers, RoutingRecord* record);
   void record_predictions(const Decoder::Pass& pass, RoutingRecord& record);
 
@@ -42,7 +45,9 @@ class Session {
   std::unique_ptr<PassMemory> memory_;  // borrowed from the model
   KvCache kv_cache_;
   std::unique_ptr<DecodeGraph> graph_;  // where the device needs no host to decode
-  std::size_t num_tokens_ = 0;
+  std::vector<std::int32_t> token_ids_;
+  std::size_t num_stored_ = 0;  // tokens in the KV cache; after a call that threw not token_ids_
+  bool is_long_ = false;        // the keys there are rotated for a long text
 };
 
 }  // namespace moerun

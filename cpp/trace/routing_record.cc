@@ -16,6 +16,7 @@ void RoutingRecord::allocate() {
 
 void RoutingRecord::record(std::size_t layer_index, std::size_t position,
                            std::span<const std::int32_t> ids, std::span<const float> weights) {
+  if (!holds(position)) return;
   const std::size_t row = layer_index * num_tokens + position - first_position;
   const auto first = static_cast<std::ptrdiff_t>(row * top_k);
   std::transform(ids.begin(), ids.end(), expert_ids.begin() + first,
@@ -27,6 +28,7 @@ void RoutingRecord::record(std::size_t layer_index, std::size_t position,
 
 void RoutingRecord::record_logits(std::size_t layer_index, std::size_t position,
                                   std::span<const float> logits) {
+  if (!holds(position)) return;
   const std::size_t row = layer_index * num_tokens + position - first_position;
   std::copy(logits.begin(), logits.end(),
             router_logits.begin() + static_cast<std::ptrdiff_t>(row * num_experts));
@@ -34,7 +36,7 @@ void RoutingRecord::record_logits(std::size_t layer_index, std::size_t position,
 
 void RoutingRecord::record_prefetch(std::size_t layer_index, std::size_t position,
                                     std::span<const std::size_t> ids) {
-  if (position >= first_position + num_tokens) return;
+  if (!holds(position)) return;
   const std::size_t row = layer_index * num_tokens + position - first_position;
   std::transform(ids.begin(), ids.end(),
                  prefetch_ids.begin() + static_cast<std::ptrdiff_t>(row * top_k),

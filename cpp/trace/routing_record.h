@@ -35,11 +35,14 @@ struct RoutingRecord {
   // Makes room for all of it.
   void allocate();
 
-  // Of the token at `position`, in the layer_index-th layer with experts.
+  bool holds(std::size_t position) const {
+    return position >= first_position && position - first_position < num_tokens;
+  }
+  // Of the token at `position`, in the layer_index-th layer with experts. A token that is not in
+  // the record is left out, here and below; one that comes again replaces what was recorded.
   void record(std::size_t layer_index, std::size_t position, std::span<const std::int32_t> ids,
               std::span<const float> weights);
   void record_logits(std::size_t layer_index, std::size_t position, std::span<const float> logits);
-  // A token that is not in the record is left out.
   void record_prefetch(std::size_t layer_index, std::size_t position,
                        std::span<const std::size_t> ids);
 };

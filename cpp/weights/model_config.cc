@@ -47,6 +47,13 @@ void check_computable(const ConfigReader& reader) {
                                    ": found, expected none: quantised weights are not supported; "
                                    "download a version in float32, float16 or bfloat16"));
   }
+  // No supported family nests its sizes; where a file does, two places could disagree.
+  if (reader.has("text_config")) {
+    throw UnsupportedModel(message(reader.field("text_config"),
+                                   ": found, expected all fields side by side: a config within a "
+                                   "config, as models for pictures or sound have, is not "
+                                   "supported; use the text model's own config.json"));
+  }
   for (const char* key : {"hidden_act", "activation_function"}) {
     const std::string activation = reader.text(key, "silu");
     if (activation != "silu" && activation != "swish") {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "weights/host_experts.h"
+#include "weights/tensor_contents.h"
 #include "weights/tensor_names.h"
 
 namespace moerun {
@@ -47,21 +48,46 @@ class WeightsBuilder {
   void build() {
     const auto hidden = size(config_.hidden_size);
     const auto vocab = size(config_.vocab_size);
-    weights_.embedding = matrix({names_.embedding()}, {vocab}, hidden);
+    const bool is_tied = ties_head();
+    // Of tied weights a file may have either.
+    const bool has_embedding = !is_tied || checkpoint_.find(names_.embedding()) != nullptr;
+    weights_.embedding =
+        matrix({has_embedding ? names_.embedding() : head_weight()}, {vocab}, hidden);
     weights_.layers.reserve(size(config_.num_hidden_layers));
     for (std::int64_t index = 0; index < config_.num_hidden_layers; ++index) add_layer(index);
     weights_.final_norm = norm(names_.final_norm());
-    if (config_.tie_word_embeddings) {
-      weights_.lm_head.weight = weights_.embedding;
-      used_.insert(names_.lm_head() + ".weight");
-    } else {
-      weights_.lm_head.weight = matrix({names_.lm_head() + ".weight"}, {vocab}, hidden);
-    }
+    weights_.lm_head.weight =
+        is_tied ? weights_.embedding : matrix({head_weight()}, {vocab}, hidden);
+    used_.insert(head_weight());
     if (config_.lm_head_bias) weights_.lm_head.bias = vector({names_.lm_head() + ".bias"}, {vocab});
     refuse_unknown_tensors();
   }
 
  private:
+  std::string head_weight() const { return names_.lm_head() + ".weight"; }
+
+  // Config and files may disagree on whether the head is the embedding. As transformers does it, a
+  // head that is there and differs is used, whatever the config says.
+  bool ties_head() {
+    const TensorRef* head = checkpoint_.find(head_weight());
+    const TensorRef* embedding = checkpoint_.find(names_.embedding());
+    const std::string config = (checkpoint_.directory() / "config.json").string();
+    if (!config_.tie_word_embeddings) {
+      if (head != nullptr || embedding == nullptr) return false;
+      throw FormatError(message(
+          config, ": field 'tie_word_embeddings' is false, but ", checkpoint_.directory().string(),
+          " has no tensor '", head_weight(), "' beside '", names_.embedding(),
+          "'; set the field to true if the model shares them, or download the missing weights"));
+    }
+    if (head == nullptr || embedding == nullptr) return true;
+    if (head->info->shape == embedding->info->shape && is_same_data(*head, *embedding)) return true;
+    weights_.notes_.push_back(
+        message(config, ": field 'tie_word_embeddings' is true, but tensor '", head_weight(),
+                "' of ", head->file->path().string(), " differs from '", names_.embedding(),
+                "': both are used, as transformers does; set the field to false to silence this"));
+    return false;
+  }
+
   static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
   TensorRef require(const std::string& name, const std::vector<std::uint64_t>& shape) {
@@ -246,12 +272,15 @@ class WeightsBuilder {
                 data, layer.shared_records);
   }
 
-  // A tensor of a layer that nothing here reads means a computation that nothing here does.
+  // A tensor of a known part that nothing here reads means a computation that nothing here does.
   void refuse_unknown_tensors() const {
+    const auto is_of_part = [](const std::string& name) {
+      return name.starts_with("model.layers.") || name.starts_with("model.norm.") ||
+             name.starts_with("model.embed_tokens.") || name.starts_with("lm_head.");
+    };
     for (const auto& name : checkpoint_.names()) {
-      const bool of_layer = name.rfind("model.layers.", 0) == 0;
       const bool derived = name.size() > 8 && name.find("rotary_emb.inv_freq") != std::string::npos;
-      if (!of_layer || derived || used_.contains(name)) continue;
+      if (!is_of_part(name) || derived || used_.contains(name)) continue;
       throw UnsupportedModel(message(
           checkpoint_.find(name)->file->path().string(), ": tensor '", name, "' is not part of a '",
           config_.model_type, "' model with ", config_.num_hidden_layers,

@@ -55,7 +55,8 @@ class HostExperts;
 // this object.
 class ModelWeights {
  public:
-  // Finds every tensor and takes address space, reads no weights. Throws FormatError for tensors
+  // Finds every tensor and takes address space, reads no weights (but to compare the head with the
+  // embedding, where the config calls them one and both are there). Throws FormatError for tensors
   // that are missing or of another shape than the config says, UnsupportedModel for tensors of a
   // layer that the architecture does not know. `checkpoint` must outlive this object.
   ModelWeights(const ModelConfig& config, const Checkpoint& checkpoint);
@@ -85,6 +86,7 @@ class ModelWeights {
   std::size_t moe_index(std::size_t layer) const;
   std::uint64_t bytes_read() const { return bytes_read_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  const std::vector<std::string>& notes() const { return notes_; }  // for the user
 
  private:
   friend class WeightsBuilder;
@@ -100,6 +102,7 @@ class ModelWeights {
   std::size_t resident_bytes_ = 0;
   std::size_t expert_bytes_ = 0;
   std::uint64_t bytes_read_ = 0;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace moerun

@@ -18,7 +18,7 @@ struct ArgmaxArguments {
 
 // A block finds the largest of one row; a thread looks at every num_threads()-th element.
 // Shared memory: a Best for each warp.
-// Preconditions: cols > 0. NaNs count as the lowest of all.
+// Preconditions: cols > 0.
 MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) argmax_kernel(ArgmaxArguments a) {
   auto* of_warps = shared_memory<Best>();
   const float* row = a.logits + block_x() * a.pitch;
@@ -32,8 +32,10 @@ MOERUN_KERNEL MOERUN_BOUNDS(kThreads, 1) argmax_kernel(ArgmaxArguments a) {
     }
     MOERUN_UNROLL
     for (unsigned i = 0; i < kAhead; ++i) {
-      const float score = scores[i] == scores[i] ? scores[i] : -INFINITY;
-      best = better(best, {score, first + i * num_threads()});
+      const unsigned col = first + i * num_threads();
+      // One that is no finite number beats them all, and has no id.
+      const bool is_bad = col < a.cols && !(fabsf(scores[i]) < INFINITY);
+      best = better(best, is_bad ? Best{INFINITY, kNone} : Best{scores[i], col});
     }
   }
   best = best_of_warp(best);

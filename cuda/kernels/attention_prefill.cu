@@ -106,7 +106,9 @@ MOERUN_DEVICE void softmax(const AttentionArguments& a, const Shared& shared, st
     float sum = 0;
     MOERUN_UNROLL
     for (unsigned i = 0; i < kKeysPerThread; ++i) {
-      const float probability = is_empty ? 0.0f : expf(masked[i] - largest);
+      // Of NaN alone the largest is minus infinity, too; it is passed on.
+      const bool is_nothing = is_empty && masked[i] == masked[i];
+      const float probability = is_nothing ? 0.0f : expf(masked[i] - largest);
       shared.probabilities[row_of(r) * kProbabilityPitch + i * kThreadsX + thread_x() % kThreadsX] =
           probability;
       sum += probability;

@@ -174,7 +174,9 @@ MOERUN_DEVICE void softmax(unsigned first_key, TileScores& scores, Rows<kDim>& r
       for (unsigned i = 0; i < 2; ++i) {
         float& own = scores[n][half * 2 + i];
         // As a float, too: what tf32 leaves of the low bits is for the hardware to say.
-        own = is_empty ? 0.0f : float_of(round_to_tf32(exp2f(own - largest)) & 0xffffe000u);
+        // Of NaN alone the largest is minus infinity, too; it is passed on.
+        const bool is_nothing = is_empty && own == own;
+        own = is_nothing ? 0.0f : float_of(round_to_tf32(exp2f(own - largest)) & 0xffffe000u);
         sum += own;
       }
     }

@@ -29,6 +29,7 @@ struct Scores {
   float at[kPerLane];
   unsigned num_experts;
   unsigned taken = 0;  // a bit for each of the lane's experts that has been chosen
+  float zero = 0;      // NaN if one of the lane's logits is not finite
 
   MOERUN_DEVICE static unsigned id_of(unsigned i) { return i * kWarpSize + lane(); }
   MOERUN_DEVICE bool is_candidate(unsigned i) const {
@@ -41,6 +42,7 @@ struct Scores {
       at[i] = -FLT_MAX;
       if (id_of(i) < num_experts) {
         const float score = load_fresh(logits + id_of(i));
+        zero = fused_multiply_add(score, 0.0f, zero);
         // A score that is not a number would make every comparison false.
         at[i] = score == score ? score : -FLT_MAX;
       }
@@ -102,7 +104,8 @@ struct Chosen {
   float weight = 0;
 };
 
-// Lane s gets what goes to slot s, of rule.top_k.
+// Lane s gets what goes to slot s, of rule.top_k. Among logits that are not all finite nothing can
+// be chosen: slot s gets expert s, with NaN as its weight.
 // Preconditions: num_experts <= 32 kPerLane; top_k <= 32 and num_experts.
 template <RouterKind kKind, unsigned kPerLane>
 MOERUN_DEVICE Chosen choose(const float* logits, unsigned num_experts, const ChoiceRule& rule) {
@@ -126,6 +129,7 @@ MOERUN_DEVICE Chosen choose(const float* logits, unsigned num_experts, const Cho
   const bool is_normed = kKind == RouterKind::top_k_softmax ||
                          (kKind == RouterKind::softmax_top_k && rule.norm_topk_prob);
   if (is_normed) own.weight /= sum;
+  if (ballot(scores.zero != 0.0f) != 0) own = {lane(), NAN};
   return own;
 }
 

@@ -137,7 +137,8 @@ MOERUN_KERNEL MOERUN_BOUNDS(kWarps* kWarpSize, 1) choose_kernel(ChooseArguments 
   if (lane() == 0) {
     if (router.has_shared) {
       const float gate = load_fresh(&router.memory->gate);
-      const float weight = router.gate != nullptr ? 1.0f / (1.0f + expf(-gate)) : 1.0f;
+      const float weight =
+          router.gate != nullptr ? 1.0f / (1.0f + expf(-nan_unless_finite(gate))) : 1.0f;
       write_slot(router, static_cast<unsigned>(router.to.slots) - 1, router.num_experts, weight);
     }
     *router.memory = {};  // for the next launch

@@ -245,6 +245,9 @@ MOERUN_DEVICE unsigned lane() { return thread_x() % kWarpSize; }
 MOERUN_DEVICE unsigned warp() { return thread_x() / kWarpSize; }
 MOERUN_DEVICE unsigned num_warps() { return num_threads() / kWarpSize; }
 
+// A finite number bit by bit, anything else as NaN.
+MOERUN_DEVICE float nan_unless_finite(float x) { return fused_multiply_add(x, 0.0f, x); }
+
 // Every lane gets the sum, added in the same order on each.
 MOERUN_DEVICE float sum_over_warp(float value) {
   for (unsigned mask = kWarpSize / 2; mask != 0; mask /= 2) value += shuffle_xor(value, mask);

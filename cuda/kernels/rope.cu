@@ -39,7 +39,8 @@ struct RotateEachArguments {
   SequenceList sequences;
 };
 
-MOERUN_DEVICE float clamp_to(float x, float limit) {
+MOERUN_DEVICE float clamp_to(float number, float limit) {
+  const float x = nan_unless_finite(number);
   return x < -limit ? -limit : limit < x ? limit : x;
 }
 
@@ -106,6 +107,8 @@ MOERUN_DEVICE Pair load_pair(const RotateArguments& a, const float* row, const f
   return pair;
 }
 
+// An infinite key could give a score of minus infinity, which is a weight of zero: so the numbers
+// that come here are NaN instead.
 MOERUN_DEVICE void store_pair(const RotateArguments& a, const SequenceEntry& sequence, float* row,
                               std::size_t position, unsigned number, const Pair& pair) {
   const unsigned half = a.head_dim / 2;
@@ -158,8 +161,8 @@ MOERUN_DEVICE void rotate_row(const RotateArguments& a, const SequenceEntry& seq
       const float cosine = cosines[number % half];
       const float sine = sines[number % half];
       store_pair(a, sequence, row, position, number,
-                 {pairs[j].low * cosine - pairs[j].high * sine,
-                  pairs[j].high * cosine + pairs[j].low * sine});
+                 {nan_unless_finite(pairs[j].low * cosine - pairs[j].high * sine),
+                  nan_unless_finite(pairs[j].high * cosine + pairs[j].low * sine)});
     }
   }
   float* v = row + num_rotated * a.head_dim;

@@ -60,7 +60,7 @@ MOERUN_KERNEL route_shared_kernel(RouteSharedArguments a) {
     const std::byte* rows[1] = {a.gate};
     const float* xs[1] = {a.x + token * a.pitch};
     dot_rows<kDType>(rows, xs, a.cols, sums);
-    weight = 1.0f / (1.0f + expf(-sum_over_warp(sums[0][0])));
+    weight = 1.0f / (1.0f + expf(-nan_unless_finite(sum_over_warp(sums[0][0]))));
   }
   if (lane() == 0) {
     const std::size_t slot = std::size_t{token} * a.slots + a.slots - 1;

@@ -215,6 +215,8 @@ class Model(CacheControl, BatchControl):
 
         Raises:
             InvalidArgumentError: no tokens, too many, or an id outside the vocabulary.
+            FormatError: a weight is NaN or infinite, or the activations overflow; the message
+                names layer and tensor. Everything else that computes raises it, too.
         """
         native = self._open()
         return native.forward(self._check_prompt(token_ids, self.context_length))
@@ -298,7 +300,9 @@ class Model(CacheControl, BatchControl):
         Args:
             token_ids: ids of T tokens; with `generate`, those of the prompt.
             generate: 0 computes `token_ids` at once, as a prompt, and records them. N decodes N
-                tokens after them and records those alone; no token ends the text.
+                tokens after them and records those alone; no token ends the text. The routing is
+                that of the text as one pass, also where it outgrows the original length of
+                longrope: the tokens so far are then computed and recorded anew.
             temperature: of `generate`; 0 always takes the likeliest token.
             seed: of `generate`; same seed, same tokens.
             with_weights: also record the experts' weights.

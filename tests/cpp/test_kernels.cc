@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "base/error.h"
@@ -157,6 +158,26 @@ TEST("weighted sums of rows agree with the formula") {
             }
             CHECK_NEAR(y[t * n + c], expected, 1e-4);
           }
+        }
+      }
+    }
+  }
+}
+
+TEST("softmax of a row with a score that is not finite is NaN as a whole") {
+  const float kBad[] = {std::numeric_limits<float>::quiet_NaN(),
+                        std::numeric_limits<float>::infinity(),
+                        -std::numeric_limits<float>::infinity()};
+  for (const auto& name : supported_cpu_kernels()) {
+    const CpuKernels& kernels = choose_cpu_kernels(name);
+    for (const std::size_t n : {1u, 2u, 15u, 16u, 17u, 33u, 64u}) {
+      for (std::size_t place = 0; place < n; ++place) {
+        for (const float bad : kBad) {
+          alignas(64) float x[80] = {};
+          for (std::size_t i = 0; i < n; ++i) x[i] = 0.1f * static_cast<float>(i);
+          x[place] = bad;
+          kernels.softmax(x, n, 0.3f);
+          for (std::size_t i = 0; i < n; ++i) CHECK(std::isnan(x[i]));
         }
       }
     }

@@ -1,5 +1,7 @@
 // The shipped model through the C++ and C interfaces.
+#include <cstdint>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -9,6 +11,7 @@
 #include "model/forward.h"
 #include "model/generation.h"
 #include "model/model.h"
+#include "model/session.h"
 
 namespace moerun::test {
 namespace {
@@ -69,6 +72,25 @@ TEST("an interruption between layers ends a generation and leaves the model usab
   CHECK_THROWS(Interrupted, generation.next([] { throw Interrupted("stop"); }), "stop");
   CHECK(!generation.next().has_value());
   CHECK(Generation(model, some_tokens(3), {{}, 1, {}}).next().has_value());
+}
+
+TEST("a sequence goes on after an interruption with the bits of an undisturbed one") {
+  const auto model = Model::load(kModel, {});
+  const auto vocab = static_cast<std::size_t>(model->config().vocab_size);
+  const auto ids = some_tokens(12);
+  std::vector<float> expected(vocab);
+  Session(model).append(ids, expected, {});
+  Session session(model);
+  std::vector<float> logits(vocab);
+  session.append(std::span(ids).first(9), logits, {});
+  int calls = 0;
+  const Checkpointer stop = [&] {
+    if (++calls == 2) throw Interrupted("stop");
+  };
+  CHECK_THROWS(Interrupted, session.append(std::span(ids).subspan(9), logits, stop), "stop");
+  CHECK_EQ(session.num_tokens(), std::size_t{9});
+  session.append(std::span(ids).subspan(9), logits, {});
+  CHECK(same_bits(logits, expected));
 }
 
 TEST("a generation ends when the context is full") {
@@ -160,6 +182,17 @@ TEST("the C interface reports errors by status and text and never throws") {
   const std::int32_t id = 3;
   CHECK_EQ(moerun_forward(model, &id, 1, &logit, 1), MOERUN_INVALID_ARGUMENT);
   CHECK_EQ(moerun_forward(model, &id, 0, &logit, 1), MOERUN_INVALID_ARGUMENT);
+  moerun_generation* generation = nullptr;
+  for (const std::size_t wild : {std::size_t{1} << 30, std::size_t{1} << 61, SIZE_MAX}) {
+    CHECK_EQ(moerun_forward(model, &id, wild, &logit, 1), MOERUN_INVALID_ARGUMENT);
+    CHECK_EQ(moerun_generate(model, &id, wild, nullptr, &generation), MOERUN_INVALID_ARGUMENT);
+    moerun_sampling sampling;
+    CHECK_EQ(moerun_sampling_default(&sampling, sizeof(sampling)), MOERUN_OK);
+    sampling.stop_token_ids = &id;
+    sampling.num_stop_token_ids = wild;
+    CHECK_EQ(moerun_generate(model, &id, 1, &sampling, &generation), MOERUN_INVALID_ARGUMENT);
+    CHECK(generation == nullptr);
+  }
   std::size_t length = 0;
   CHECK_EQ(moerun_stats_json(model, nullptr, 0, &length), MOERUN_OK);
   std::string text(length + 1, ' ');

@@ -91,7 +91,7 @@ TEST("NaN is never sampled, and nothing but NaN is an error") {
     SamplingParams params;
     params.temperature = temperature;
     CHECK_EQ(draw(params, {nan, -1e30f, nan}, 5).begin()->first, 1);
-    CHECK_THROWS(FormatError, draw(params, {nan, nan}, 1), "not numbers");
+    CHECK_THROWS(FormatError, draw(params, {nan, nan}, 1), "no logit is a number");
   }
 }
 

@@ -60,6 +60,10 @@ class Case {
     run_on_device(0, qkv.host().rows);
     out.check_same(tolerance);
   }
+  // Of the first KV head.
+  void set_key(std::size_t key, float value) {
+    for (const Activations& rows : {keys_.host(), keys_.device()}) rows.row(key)[1] = value;
+  }
   void scale_all(float factor) {
     for (TestRows* part : {&qkv, &keys_, &values_}) {
       for (const Activations& rows : {part->host(), part->device()}) {
@@ -117,6 +121,33 @@ TEST("one token attends to any number of keys as on the CPU") {
       for (const std::size_t window : {1u, 50u, 130u}) {
         one.params.window = window;
         one.check(1e-5);
+      }
+    }
+  }
+}
+
+TEST("a key that is no number leaves no number to those that see it") {
+  constexpr AttentionShape kShape{4, 2, 32};  // two heads share a KV head
+  for (const bool may_round : {false, true}) {
+    for (const std::size_t tokens : {1u, 70u}) {
+      for (const std::size_t bad : {0u, 31u, 40u, 130u}) {
+        Case one(kShape, 200, tokens, 5);
+        one.params.may_round = may_round;
+        // A tile of NaN alone, too.
+        for (std::size_t key = bad; key < std::min<std::size_t>(bad + 32, 140); ++key) {
+          one.set_key(key, std::numeric_limits<float>::quiet_NaN());
+        }
+        one.run_on_cpu();
+        one.run_on_device(0, tokens);
+        for (const Activations& out : {one.out.host(), one.out.device()}) {
+          for (std::size_t t = 0; t < tokens; ++t) {
+            const bool sees = 200 - tokens + t >= bad;
+            for (std::size_t i = 0; i < 2 * kShape.head_dim; ++i) {
+              CHECK_EQ(std::isnan(out.row(t)[i]), sees);
+              CHECK(std::isfinite(out.row(t)[2 * kShape.head_dim + i]));
+            }
+          }
+        }
       }
     }
   }

@@ -196,6 +196,45 @@ TEST("queries and keys are normalised, clamped, rotated and stored as on the CPU
   }
 }
 
+TEST("infinities in queries, keys and clamped values become NaN as on the CPU") {
+  const AttentionShape shape{3, 1, 40};
+  for (const float clip : {0.0f, 0.3f}) {
+    Cpu cpu;
+    TestStream stream;
+    RandomWeights random(4);
+    RotaryCase one(shape, 2, random);
+    const std::size_t in_key = shape.num_heads * shape.head_dim + 7;
+    const std::size_t in_value = in_key + shape.head_dim;
+    for (const Activations& rows : {one.qkv.host(), one.qkv.device()}) {
+      rows.row(0)[3] = rows.row(0)[in_key] = std::numeric_limits<float>::infinity();
+      rows.row(1)[in_value] = -std::numeric_limits<float>::infinity();
+    }
+    const OnDevice<float> inv_freq(one.inv_freq);
+    RotaryParams params;
+    params.inv_freq = one.inv_freq.data();
+    params.clip = clip;
+    cpu.backend->rotate_and_store(*cpu.stream, shape, params, 5, one.qkv.host(), one.host_kv());
+    params.inv_freq = inv_freq.data();
+    cuda::rotate_and_store(stream, shape, params, 5, one.qkv.device(), one.device_kv());
+    stream.synchronize();
+    for (TestRows* rows : {&one.qkv, &one.keys, &one.values}) {
+      const Activations& expected = rows->host();
+      for (std::size_t r = 0; r < expected.rows; ++r) {
+        const bool is_written = rows == &one.qkv || r == 5 || r == 6;
+        for (std::size_t c = 0; is_written && c < expected.cols; ++c) {
+          CHECK_EQ(std::isfinite(rows->device().row(r)[c]), std::isfinite(expected.row(r)[c]));
+        }
+      }
+    }
+    for (const Activations& rows : {one.qkv.host(), one.qkv.device()}) {
+      for (const std::size_t c : {std::size_t{3}, std::size_t{23}, in_key, in_key + 20}) {
+        CHECK(std::isnan(rows.row(0)[c]));
+      }
+      CHECK(!std::isfinite(rows.row(1)[in_value]));
+    }
+  }
+}
+
 #if defined(MOERUN_CUDA_HOST)
 TEST("a rotation without its barriers is wrong") {
   TestStream stream;

@@ -155,6 +155,40 @@ TEST("text keeps its bits for every budget, split, policy and prefetch setting")
   set_order(Order::late_copies, 1);
 }
 
+TEST("a weight that is no number is refused on the device, by its name") {
+  const TempFolder folder;
+  const auto read = [](const std::string& name) {
+    std::ifstream file(kModel + "/" + name, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  folder.write("config.json", read("config.json"));
+  const std::string bytes = read("model.safetensors");
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof(length));
+  for (const std::string name : {"model.layers.1.mlp.gate.weight",
+                                 "model.layers.2.self_attn.k_proj.weight", "model.norm.weight"}) {
+    const std::regex place("\"" + name + "\":\\{[^}]*\"data_offsets\":\\[(\\d+),");
+    std::smatch found;
+    const std::string header = bytes.substr(8, length);
+    CHECK(std::regex_search(header, found, place));
+    std::string damaged = bytes;
+    const std::uint16_t nan = 0x7fc0;  // BF16
+    std::memcpy(damaged.data() + 8 + length + std::stoull(found[1]) + 6, &nan, sizeof(nan));
+    folder.write("model.safetensors", damaged);
+    for (const std::string budget : {"", "40%"}) {
+      const auto model = Model::load(folder.path(), on_device(budget));
+      const auto prompt = some_tokens(4);
+      std::vector<float> logits(prompt.size() *
+                                static_cast<std::size_t>(model->config().vocab_size));
+      CHECK_THROWS(FormatError, forward(model, prompt, logits), "'" + name + "'", "NaN");
+      Generation generation(model, prompt, {{}, 4, {}});
+      CHECK_THROWS(FormatError, generation.next(), "'" + name + "'", "NaN");
+      if (name == "model.norm.weight") continue;  // no routing comes from it
+      CHECK_THROWS(FormatError, trace_routing(model, prompt, {}), "'" + name + "'", "NaN");
+    }
+  }
+}
+
 TEST("predictions that are recorded on the device are those of the CPU") {
   RoutingRecordOptions options;
   options.with_prefetch = true;

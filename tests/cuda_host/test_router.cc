@@ -41,7 +41,12 @@ struct Slots {
   void check_same() const {
     CHECK(device_ids.values() == ids);
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      CHECK_NEAR(device_weights.values()[i], weights[i], 1e-5 * std::fabs(weights[i]));
+      const float found = device_weights.values()[i];
+      if (std::isnan(weights[i])) {
+        CHECK(std::isnan(found));
+      } else {
+        CHECK_NEAR(found, weights[i], 1e-5 * std::fabs(weights[i]));
+      }
     }
   }
 };
@@ -94,7 +99,7 @@ TEST("tokens are routed on the device as on the CPU, by every kind of router") {
   }
 }
 
-TEST("of equal scores the lower id is chosen, and scores that are no number come last") {
+TEST("of equal scores the lower id is chosen, and of scores that are no numbers none") {
   const std::size_t num_experts = 40;
   std::vector<float> equal(padded(num_experts), 0.5f);
   std::vector<float> pairs(padded(num_experts));
@@ -102,7 +107,9 @@ TEST("of equal scores the lower id is chosen, and scores that are no number come
   std::vector<float> nans = pairs;
   for (const std::size_t e : {18u, 19u, 5u, 39u}) nans[e] = kNaN;
   const std::vector<float> all_nan(padded(num_experts), kNaN);
-  for (const auto& logits : {equal, pairs, nans, all_nan}) {
+  std::vector<float> infinite = pairs;
+  infinite[7] = -kInfinity;
+  for (const auto& logits : {equal, pairs, nans, all_nan, infinite}) {
     for (const std::size_t top_k : {1u, 4u}) {
       check_routing({RouterKind::softmax_top_k, true, 0, top_k}, logits, num_experts);
       check_routing({RouterKind::top_k_softmax, false, 0, top_k}, logits, num_experts);
@@ -111,7 +118,7 @@ TEST("of equal scores the lower id is chosen, and scores that are no number come
   }
 }
 
-TEST("infinite logits give ids that exist, each once") {
+TEST("infinite logits give ids that exist, each once, and weights that are no numbers") {
   TestStream stream;
   for (const float value : {kInfinity, -kInfinity}) {
     for (const RouterKind kind :
@@ -121,6 +128,7 @@ TEST("infinite logits give ids that exist, each once") {
       cuda::route(stream, {kind, true, 0.01f, 2}, rows.device(), slots.device());
       stream.synchronize();
       CHECK(slots.device_ids.values() == (std::vector<std::int32_t>{0, 1}));
+      for (const float weight : slots.device_weights.values()) CHECK(std::isnan(weight));
     }
   }
 }
@@ -170,13 +178,15 @@ TEST("argmax finds the first of the largest logits") {
       CHECK_EQ(ids.values()[r], static_cast<std::int32_t>(expected));
     }
   }
-  std::vector<float> some = {kNaN, -1, kNaN, 2, kNaN, 2};
-  some.resize(padded(6));
-  TestRows nans(some, 1, 6);
-  const OnDevice<std::int32_t> id(std::size_t{1});
-  cuda::argmax(stream, nans.device(), id.data());
-  stream.synchronize();
-  CHECK_EQ(id.values()[0], 3);
+  for (const float bad : {kNaN, kInfinity, -kInfinity}) {
+    std::vector<float> some = {-1, 5, bad, 2, 1, 2};
+    some.resize(padded(6));
+    TestRows rows(some, 1, 6);
+    const OnDevice<std::int32_t> id(std::size_t{1});
+    cuda::argmax(stream, rows.device(), id.data());
+    stream.synchronize();
+    CHECK_EQ(id.values()[0], -1);
+  }
 }
 
 TEST("the router refuses more experts or slots than it holds") {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/finite.h"
 #include "device/cpu/cpu_backend.h"
 
 namespace moerun {
@@ -11,17 +12,19 @@ namespace {
 // Query rows computed together, so that a key or value row is read once for all of them.
 constexpr std::size_t kQueryRows = 12;
 
+// Infinities become NaN: one in a key could give a score of minus infinity, which is a weight of
+// zero.
 void rotate(float* head, const float* cosines, const float* sines, std::size_t half) {
   for (std::size_t i = 0; i < half; ++i) {
     const float a = head[i];
     const float b = head[i + half];
-    head[i] = a * cosines[i] - b * sines[i];
-    head[i + half] = b * cosines[i] + a * sines[i];
+    head[i] = nan_unless_finite(a * cosines[i] - b * sines[i]);
+    head[i + half] = nan_unless_finite(b * cosines[i] + a * sines[i]);
   }
 }
 
 void clamp_all(float* x, std::size_t n, float limit) {
-  for (std::size_t i = 0; i < n; ++i) x[i] = std::clamp(x[i], -limit, limit);
+  for (std::size_t i = 0; i < n; ++i) x[i] = std::clamp(nan_unless_finite(x[i]), -limit, limit);
 }
 
 // How queries are cut into blocks that share a KV head: `group` heads of a few tokens, or some of

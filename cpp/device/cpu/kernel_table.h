@@ -42,8 +42,9 @@ struct CpuKernels {
                        std::size_t n, const float* const* weights, float* const* outs,
                        std::size_t num_tokens);
 
-  // x[i] = exp(scale * x[i] - max) / sum, for i in [0, n). n need not be a multiple of anything,
-  // but the row's memory must reach to the next multiple of 16 floats.
+  // x[i] = exp(scale * x[i] - max) / sum, for i in [0, n), or NaN if any x[i] is not finite. n need
+  // not be a multiple of anything, but the row's memory must reach to the next multiple of 16
+  // floats.
   void (*softmax)(float* x, std::size_t n, float scale);
 
   // out = x / rms(x) * weight, and out = (x - mean) / std * weight + bias (bias may be null);

@@ -19,16 +19,26 @@ inline Simd::V exp_vector(Simd::V x) {
   return Simd::scale_by_power_of_two(p, n);
 }
 
+// A row with a score that is no finite number becomes NaN as a whole: comparisons and the bounds of
+// exp_vector() would make ordinary numbers of it.
 void softmax_row(float* x, std::size_t n, float scale) {
   constexpr std::size_t width = Simd::kWidth;
   if (n == 0) return;
-  // Lanes behind the row's end take part as minus infinity, so that no row has a scalar tail.
+  // Lanes behind the row's end repeat its first score, so that no row has a scalar tail.
   const std::size_t whole = (n + width - 1) / width * width;
-  for (std::size_t i = n; i < whole; ++i) x[i] = -__builtin_inff();
+  for (std::size_t i = n; i < whole; ++i) x[i] = x[0];
   const Simd::V s = Simd::set1(scale);
   Simd::V top = Simd::set1(-__builtin_inff());
+  Simd::V zeros = Simd::zero();  // stays so, unless a score is not finite
   for (std::size_t i = 0; i < whole; i += width) {
-    top = Simd::max(top, Simd::mul(Simd::load(x + i), s));
+    const Simd::V score = Simd::load(x + i);
+    top = Simd::max(top, Simd::mul(score, s));
+    zeros = Simd::fma(score, Simd::zero(), zeros);
+  }
+  if (!(Simd::sum_lanes(zeros) == 0.0f)) {
+    for (std::size_t i = 0; i < n; ++i) x[i] = __builtin_nanf("");
+    for (std::size_t i = n; i < whole; ++i) x[i] = 0;
+    return;
   }
   alignas(64) float lanes[width];
   Simd::store(lanes, top);

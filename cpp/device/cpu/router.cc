@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
+#include "base/finite.h"
 #include "device/cpu/cpu_backend.h"
 
 namespace moerun {
@@ -57,10 +59,12 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
     float* scores = static_cast<CpuStream&>(stream).worker_floats(worker, 2 * num_experts);
     std::int32_t* ids = routing.expert_ids + t * routing.slots;
     float* weights = routing.expert_weights + t * routing.slots;
-    // A score that is not a number would make every comparison below false.
-    for (std::size_t e = 0; e < num_experts; ++e) {
-      const float logit = logits.row(t)[e];
-      scores[e] = std::isnan(logit) ? -std::numeric_limits<float>::max() : logit;
+    std::copy_n(logits.row(t), num_experts, scores);
+    // Among logits that are no numbers nothing can be chosen: the weights tell the layer's output.
+    if (!all_finite({scores, num_experts})) {
+      std::iota(ids, ids + k, 0);
+      std::fill_n(weights, k, std::numeric_limits<float>::quiet_NaN());
+      return;
     }
     switch (params.kind) {
       case RouterKind::softmax_top_k: {
@@ -100,7 +104,7 @@ void CpuBackend::route_shared(Stream& stream, const MatrixView& gate, std::int32
       float* out = &product;
       kernels_.dot(gate.dtype, gate.data, gate.row_bytes(), 1, gate.pitch, &in, &out, 1,
                    static_cast<CpuStream&>(stream).kernel_scratch(worker));
-      weight = 1.0f / (1.0f + std::exp(-product));
+      weight = 1.0f / (1.0f + std::exp(-nan_unless_finite(product)));
     }
     routing.expert_ids[last] = shared_id;
     routing.expert_weights[last] = weight;
