@@ -32,6 +32,7 @@ class Session {
   std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens_); }
   std::size_t scratch_bytes() const { return memory_->bytes(); }
   Model& model() { return *model_; }
+  const Model& model() const { return *model_; }
 
  private:
   void run(std::span<const std::int32_t> token_ids, std::span<float> logits,

@@ -28,6 +28,7 @@ std::string hex(std::uint64_t value) {
 }  // namespace
 
 std::string stats_json(const Model& model) {
+  const Model::Use use(model);
   const LoadStats& load = model.load_stats();
   const auto generation = model.generation_stats();
   const GenerationStats last = generation.value_or(GenerationStats{});
