@@ -46,17 +46,22 @@ std::size_t LoopSharing::index_of(std::uint64_t work_ns) {
   return static_cast<std::size_t>(std::clamp(width / 2, 0, 15));
 }
 
-int LoopSharing::threads_for(std::uint64_t work_ns) const {
+int LoopSharing::most_threads_for(std::uint64_t work_ns, int most) const {
   if (num_threads_ == 1 || !is_worth_sharing(work_ns)) return 1;
-  const Size& size = sizes_[index_of(work_ns)];
-  const int most = size.trial != 0 ? size.trial : size.threads;
   return static_cast<int>(std::min<std::uint64_t>(work_ns / kGrain, static_cast<unsigned>(most)));
 }
 
+int LoopSharing::threads_for(std::uint64_t work_ns) const {
+  const Size& size = sizes_[index_of(work_ns)];
+  return most_threads_for(work_ns, size.trial != 0 ? size.trial : size.threads);
+}
+
 void LoopSharing::record(const LoopTimes& times) {
-  const auto threads = static_cast<std::uint64_t>(threads_for(times.work));
-  use_wall_.fetch_add(times.wall, std::memory_order_relaxed);
-  use_threads_.fetch_add(times.wall * threads, std::memory_order_relaxed);
+  const auto given = static_cast<std::uint64_t>(threads_for(times.work));
+  const auto wanted = static_cast<std::uint64_t>(most_threads_for(times.work, num_threads_));
+  wall_.fetch_add(times.wall, std::memory_order_relaxed);
+  given_.fetch_add(times.wall * given, std::memory_order_relaxed);
+  wanted_.fetch_add(times.wall * wanted, std::memory_order_relaxed);
   if (num_threads_ == 1) return;
   Size& size = sizes_[index_of(times.work)];
   size.work += times.work;
@@ -100,8 +105,10 @@ void LoopSharing::end_trial(Size& size, double rate) {
 }
 
 ThreadUse LoopSharing::use() const {
-  return {static_cast<double>(use_wall_.load(std::memory_order_relaxed)) / 1e9,
-          static_cast<double>(use_threads_.load(std::memory_order_relaxed)) / 1e9};
+  const auto seconds = [](const std::atomic<std::uint64_t>& nanoseconds) {
+    return static_cast<double>(nanoseconds.load(std::memory_order_relaxed)) / 1e9;
+  };
+  return {seconds(wall_), seconds(given_), seconds(wanted_)};
 }
 
 }  // namespace moerun

@@ -7,15 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/thread_use.h"
+
 namespace moerun {
-
-// How many threads computed in loops that are large enough for several, since the beginning.
-struct ThreadUse {
-  double seconds = 0;         // in such loops
-  double thread_seconds = 0;  // of all threads that the loops were given
-
-  double mean_threads() const { return seconds > 0 ? thread_seconds / seconds : 0; }
-};
 
 // Times of one loop, in nanoseconds.
 struct LoopTimes {
@@ -58,12 +52,15 @@ class LoopSharing {
 
   void end_window(Size& size);
   void end_trial(Size& size, double rate);
+  int most_threads_for(std::uint64_t work_ns, int most) const;
   static std::size_t index_of(std::uint64_t work_ns);
 
   int num_threads_;
   std::array<Size, 16> sizes_;
-  std::atomic<std::uint64_t> use_wall_{0};
-  std::atomic<std::uint64_t> use_threads_{0};
+  // Nanoseconds, as of ThreadUse.
+  std::atomic<std::uint64_t> wall_{0};
+  std::atomic<std::uint64_t> given_{0};
+  std::atomic<std::uint64_t> wanted_{0};
 };
 
 }  // namespace moerun

@@ -103,6 +103,7 @@ class Model {
   const ModelOptions& options() const { return options_; }
   std::size_t context_length() const { return plan_.context_length; }
   int threads() const { return plan_.threads; }
+  ThreadUse thread_use() const { return plan_.backend->thread_use(); }
   const std::string& device() const { return plan_.device.device; }
   const std::string& device_reason() const { return plan_.device.reason; }
   const std::string& cpu_kernels() const { return plan_.cpu_kernels; }

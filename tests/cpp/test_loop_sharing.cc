@@ -49,6 +49,7 @@ TEST("on a quiet machine loops keep all their threads") {
     run(sharing, quiet, 5'000 * kMillion);
     CHECK_EQ(sharing.threads_for(kWork), threads);
     CHECK(sharing.use().mean_threads() > 0.99 * threads);
+    CHECK(sharing.use().mean_withheld() < 0.01);
   }
 }
 
@@ -70,6 +71,7 @@ TEST("while a core is taken, trials cost less than a fiftieth of the time") {
   const double seconds = after.seconds - before.seconds;
   const double shared = after.thread_seconds - before.thread_seconds - seconds;
   CHECK(shared > 0);  // there are trials
+  CHECK(after.mean_withheld() > 0.9);
   CHECK(shared < 0.02 * seconds);
 }
 
