@@ -7,53 +7,68 @@
 
 namespace moerun {
 
-BackgroundTask::BackgroundTask() {
+BackgroundTask::Worker::Worker(std::exception_ptr failure_before)
+    : failure(std::move(failure_before)) {
   try {
-    thread_ = std::thread([this] { run(); });
+    thread = std::thread([this] { run(); });
   } catch (const std::system_error& error) {
     throw OutOfMemory(message("the system refused a thread: ", error.what()));
   }
 }
 
-BackgroundTask::~BackgroundTask() {
+BackgroundTask::Worker::~Worker() {
   {
-    const std::lock_guard lock(mutex_);
-    is_stopping_ = true;
+    const std::lock_guard lock(mutex);
+    is_stopping = true;
   }
-  changed_.notify_all();
-  thread_.join();
+  changed.notify_all();
+  thread.join();
+}
+
+BackgroundTask::BackgroundTask() : worker_(std::make_unique<Worker>(nullptr)) {}
+
+BackgroundTask::~BackgroundTask() = default;
+
+// Where a fork leaves the task usable, it had nothing to do.
+BackgroundTask::Worker& BackgroundTask::worker() {
+  return worker_.get(
+      [](const Worker& parents) { return std::make_unique<Worker>(parents.failure); });
 }
 
 void BackgroundTask::start(std::function<void()> work) {
+  Worker& own = worker();
   {
-    const std::lock_guard lock(mutex_);
-    work_ = std::move(work);
+    const std::lock_guard lock(own.mutex);
+    own.work = std::move(work);
+    own.in_use.emplace(InUse::Kind::background);
   }
-  changed_.notify_all();
+  own.changed.notify_all();
 }
 
 void BackgroundTask::wait() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !work_; });
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  Worker& own = worker();
+  std::unique_lock lock(own.mutex);
+  own.changed.wait(lock, [&] { return !own.work; });
+  if (own.failure) std::rethrow_exception(std::exchange(own.failure, nullptr));
 }
 
-void BackgroundTask::run() {
-  std::unique_lock lock(mutex_);
+void BackgroundTask::Worker::run() {
+  std::unique_lock lock(mutex);
   for (;;) {
-    changed_.wait(lock, [this] { return work_ || is_stopping_; });
-    if (!work_) return;
+    changed.wait(lock, [this] { return work || is_stopping; });
+    if (!work) return;
     lock.unlock();
-    std::exception_ptr failure;
+    std::exception_ptr thrown;
     try {
-      work_();
+      work();
     } catch (...) {
-      failure = std::current_exception();
+      thrown = std::current_exception();
     }
     lock.lock();
-    work_ = nullptr;
-    failure_ = failure;
-    changed_.notify_all();
+    work = nullptr;
+    failure = thrown;
+    in_use.reset();
+    changed.notify_all();
   }
 }
 

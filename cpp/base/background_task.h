@@ -1,11 +1,15 @@
-// A thread that does one thing at a time for another one.
+// A thread that does one thing at a time for another one. A forked process has one of its own.
 #pragma once
 
 #include <condition_variable>
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
+
+#include "base/fork.h"
+#include "base/per_process.h"
 
 namespace moerun {
 
@@ -24,14 +28,24 @@ class BackgroundTask {
   void wait();
 
  private:
-  void run();
+  // The thread, and everything that is shared with it.
+  struct Worker {
+    explicit Worker(std::exception_ptr failure_before);
+    ~Worker();
+    void run();
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::function<void()> work_;  // empty: nothing to do
-  bool is_stopping_ = false;
-  std::exception_ptr failure_;
-  std::thread thread_;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::function<void()> work;   // empty: nothing to do
+    std::optional<InUse> in_use;  // while there is
+    bool is_stopping = false;
+    std::exception_ptr failure;
+    std::thread thread;
+  };
+
+  Worker& worker();
+
+  PerProcess<Worker> worker_;
 };
 
 }  // namespace moerun

@@ -65,6 +65,12 @@ class DeviceError : public Error {
   bool needs_restart_;
 };
 
+// A forked process cannot use an object that its parent made.
+class ForkError : public Error {
+ public:
+  using Error::Error;
+};
+
 // Concatenates its arguments into one message: message("expected ", n, " bytes").
 template <typename... Args>
 std::string message(const Args&... args) {

@@ -20,7 +20,7 @@ struct moerun_model {
 };
 
 struct moerun_generation {
-  std::unique_ptr<moerun::Generation> generation;
+  moerun::OwnedGeneration generation;
 };
 
 namespace {
@@ -60,6 +60,8 @@ moerun_status guarded(Body&& body) noexcept {
     return fail(MOERUN_OUT_OF_MEMORY, error.what());
   } catch (const moerun::DeviceError& error) {
     return fail(MOERUN_DEVICE_ERROR, error.what());
+  } catch (const moerun::ForkError& error) {
+    return fail(MOERUN_FORK_ERROR, error.what());
   } catch (const std::bad_alloc&) {
     return fail(MOERUN_OUT_OF_MEMORY, "out of memory");
   } catch (const std::exception& error) {
@@ -236,8 +238,8 @@ moerun_status moerun_generate(moerun_model* model, const int32_t* token_ids, siz
         params.stop_token_ids.push_back(static_cast<std::int32_t>(id));
       }
     }
-    auto started = std::make_unique<moerun::Generation>(
-        loaded, std::vector<std::int32_t>(ids.begin(), ids.end()), params);
+    moerun::OwnedGeneration started(
+        new moerun::Generation(loaded, std::vector<std::int32_t>(ids.begin(), ids.end()), params));
     *generation = new moerun_generation{std::move(started)};
     return MOERUN_OK;
   });

@@ -30,7 +30,8 @@ typedef enum moerun_status {
   MOERUN_UNSUPPORTED_MODEL = -4,
   MOERUN_OUT_OF_MEMORY = -5,
   MOERUN_INTERNAL_ERROR = -6,
-  MOERUN_DEVICE_ERROR = -7 /* the device failed: the model is closed, open it again */
+  MOERUN_DEVICE_ERROR = -7, /* the device failed: the model is closed, open it again */
+  MOERUN_FORK_ERROR = -8    /* the model was at work when this process was forked: open it again */
 } moerun_status;
 
 typedef struct moerun_model moerun_model;

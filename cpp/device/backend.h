@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/thread_use.h"
 #include "base/view.h"
 #include "device/device_buffer.h"
 #include "device/memory_state.h"
@@ -144,6 +145,9 @@ class Backend {
   // What `issue` issues to the stream is not run but recorded. It may not wait for anything, nor
   // give operations something to take from the host. All of it must have been issued once before.
   virtual std::unique_ptr<RecordedWork> record(Stream& stream, const std::function<void()>& issue);
+
+  // Of the threads that compute; nothing where these are not the host's.
+  virtual ThreadUse thread_use() const { return {}; }
 
   // Of the device: what allocate() takes from, but for MemoryUse::shared.
   virtual MemoryState memory() const = 0;

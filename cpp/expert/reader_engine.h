@@ -6,16 +6,20 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "base/fork.h"
+#include "base/per_process.h"
 #include "expert/progress.h"
 #include "expert/transfer_engine.h"
 
 namespace moerun {
 
 // Reader threads over an ExpertStore. Demand overtakes prefetch, between pieces; within one kind,
-// first come, first served. A piece that fails is tried once more.
+// first come, first served. A piece that fails is tried once more. A forked process reads with
+// threads of its own.
 class ReaderEngine final : public TransferEngine {
  public:
   // All three must outlive the engine.
@@ -40,21 +44,37 @@ class ReaderEngine final : public TransferEngine {
  private:
   using Clock = std::chrono::steady_clock;
 
-  void work();
-  std::shared_ptr<Transfer> next_transfer();  // of which a piece is to be read, or null
-  void remove(const Transfer& transfer);
+  // The threads, and everything that is shared with them.
+  struct Crew {
+    Crew(ReaderEngine& engine, const TransferStats& before);
+    ~Crew();
+
+    void work(ReaderEngine& engine);
+    void stop();
+    std::shared_ptr<Transfer> next_transfer();  // of which a piece is to be read, or null
+    void remove(const Transfer& transfer);
+    void note_use();
+
+    std::mutex mutex;
+    std::condition_variable work_arrived;
+    std::deque<std::shared_ptr<Transfer>> demand;
+    std::deque<std::shared_ptr<Transfer>> prefetch;
+    std::size_t num_working = 0;  // threads that have a piece
+    std::size_t num_reading = 0;
+    std::optional<InUse> in_use;  // while a thread works, or has something to do
+    Clock::time_point busy_since;
+    TransferStats stats;
+    bool is_stopping = false;
+    std::vector<std::thread> threads;
+  };
+
+  Crew& crew() const;
 
   const ExpertStore& store_;
   Progress& progress_;
-  mutable std::mutex mutex_;
-  std::condition_variable work_arrived_;
-  std::deque<std::shared_ptr<Transfer>> demand_;
-  std::deque<std::shared_ptr<Transfer>> prefetch_;
-  std::size_t num_reading_ = 0;
-  Clock::time_point busy_since_;
-  TransferStats stats_;
-  bool is_stopping_ = false;
-  std::vector<std::thread> threads_;
+  int num_threads_;
+  Origin origin_;
+  mutable PerProcess<Crew> crew_;  // last: its threads use the rest
 };
 
 }  // namespace moerun

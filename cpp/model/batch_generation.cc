@@ -31,6 +31,7 @@ std::size_t kv_budget_bytes(const Model& model, const BatchOptions& options,
 
 BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, const BatchOptions& options)
     : model_(std::move(model)), options_(options) {
+  const Model::Use use(*model_);
   if (model_->options().decoder.replay) {
     throw InvalidArgument("a batch cannot run with a replayed routing, which is of one sequence");
   }
@@ -95,6 +96,7 @@ void BatchGeneration::end_all() noexcept {
 }
 
 std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const GenerationParams& params) {
+  const Model::Use use(*model_);
   model_->check_prompt(prompt);
   if (params.max_new_tokens == 0) {
     throw InvalidArgument("max_new_tokens: expected at least 1, found 0");
@@ -122,6 +124,7 @@ std::size_t BatchGeneration::add(std::vector<std::int32_t> prompt, const Generat
 }
 
 void BatchGeneration::cancel(std::size_t sequence) {
+  const Model::Use use(*model_);
   const std::lock_guard lock(mutex_);
   if (is_stepping_) {
     cancelled_.push_back(sequence);
@@ -155,6 +158,7 @@ std::vector<BatchGeneration::Entry> BatchGeneration::join() {
 }
 
 std::vector<BatchToken> BatchGeneration::step(const Checkpointer& between_layers) {
+  const Model::Use use(*model_);
   model_->check_open();
   std::vector<Entry> joined;
   {
@@ -362,6 +366,7 @@ void BatchGeneration::count_step(const ActiveExpertCounts::Snapshot& active,
 }
 
 BatchStats BatchGeneration::stats() const {
+  const Model::Use use(*model_);
   const std::lock_guard lock(mutex_);
   return guarded_stats();
 }

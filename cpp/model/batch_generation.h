@@ -70,6 +70,7 @@ class BatchGeneration {
   void cancel(std::size_t sequence);
 
   BatchStats stats() const;
+  bool is_lost() const noexcept { return model_->is_lost(); }  // see Model
 
  private:
   struct Entry {
@@ -121,5 +122,8 @@ class BatchGeneration {
   std::size_t num_added_ = 0;
   BatchStats stats_;
 };
+
+// What owners of one hold.
+using OwnedBatch = std::unique_ptr<BatchGeneration, DeleteUnlessLost>;
 
 }  // namespace moerun

@@ -34,6 +34,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<std::int32_t> p
 
 std::optional<std::int32_t> Generation::next(const Checkpointer& between_layers) {
   Model& model = session_.model();
+  const Model::Use use(model);
   model.check_open();
   const bool is_first = stats_.generated_tokens == 0;
   if (finished_ || stats_.generated_tokens >= params_.max_new_tokens ||

@@ -31,6 +31,7 @@ class Generation {
   std::optional<std::int32_t> next(const Checkpointer& between_layers = {});
 
   const GenerationStats& stats() const { return stats_; }
+  bool is_lost() const noexcept { return session_.model().is_lost(); }  // see Model
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -45,5 +46,8 @@ class Generation {
   Clock::time_point started_ = Clock::now();
   GenerationStats stats_;
 };
+
+// What owners of one hold.
+using OwnedGeneration = std::unique_ptr<Generation, DeleteUnlessLost>;
 
 }  // namespace moerun

@@ -106,7 +106,7 @@ Model::Model(ModelPlan plan, const ModelOptions& options)
 std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const ModelOptions& options,
                                    const LoadProgress& progress) {
   const auto begin = std::chrono::steady_clock::now();
-  std::shared_ptr<Model> model(new Model(plan_model(path, options), options));
+  std::shared_ptr<Model> model(new Model(plan_model(path, options), options), DeleteUnlessLost{});
   ModelWeights& weights = *model->plan_.weights;
   const CacheLayout& layout = model->plan_.layout();
   Backend& backend = *model->plan_.backend;
@@ -173,6 +173,7 @@ void Model::warm_cache(const LoadProgress& progress) {
 
 Reconfiguration Model::reconfigure(const std::string& plan, const std::string& plan_text,
                                    const Checkpointer& while_waiting) {
+  const Use use(*this);
   if (!cache_) {
     throw InvalidArgument(
         "reconfigure: every expert is in memory, so there is no cache to change; load the model "
@@ -213,6 +214,7 @@ void Model::check_prompt(std::span<const std::int32_t> token_ids) const {
 TransferTiming Model::measure_transfers(std::size_t layer, std::span<const std::size_t> experts,
                                         std::size_t first_record,
                                         const Checkpointer& while_waiting) {
+  const Use use(*this);
   if (!cache_) {
     throw InvalidArgument(
         "every expert of this model is in memory, so no transfer can be measured; load it with an "
@@ -245,7 +247,18 @@ std::unique_ptr<PassMemory> Model::borrow_pass_memory() {
       plan_.backend->make_stream(), Workspace(config(), max_pass_tokens(), *plan_.backend)});
 }
 
+void Model::check_process() const {
+  if (plan_.backend->is_host()) return origin_.check_usable("the model");
+  origin_.check_this_process("the model (device " + device() + ")");
+}
+
+bool Model::is_lost() const noexcept {
+  return origin_.is_lost() ||
+         (!origin_.is_this_process() && plan_.backend && !plan_.backend->is_host());
+}
+
 void Model::check_open() const {
+  check_process();
   const std::lock_guard lock(failure_mutex_);
   if (!failure_) return;
   throw DeviceError(message("the model was closed after a device error: ", failure_->what(),

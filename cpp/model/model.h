@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/thread_pool.h"
 #include "device/backend.h"
 #include "expert/expert_cache.h"
@@ -102,6 +103,7 @@ class Model {
   const ModelOptions& options() const { return options_; }
   std::size_t context_length() const { return plan_.context_length; }
   int threads() const { return plan_.threads; }
+  ThreadUse thread_use() const { return plan_.backend->thread_use(); }
   const std::string& device() const { return plan_.device.device; }
   const std::string& device_reason() const { return plan_.device.reason; }
   const std::string& cpu_kernels() const { return plan_.cpu_kernels; }
@@ -154,11 +156,25 @@ class Model {
   // Throws InvalidArgument for an empty list, ids out of range, or more than the context holds.
   void check_prompt(std::span<const std::int32_t> token_ids) const;
 
+  // A forked process uses the model of its parent with threads of its own, unless the parent was at
+  // work during the fork, or the device is not the CPU. Held by everything that uses the model.
+  class Use {
+   public:
+    // ForkError where the process must not.
+    explicit Use(const Model& model) { model.check_process(); }
+
+   private:
+    InUse in_use_;
+  };
+  // Whether this process must not even destroy the model.
+  bool is_lost() const noexcept;
+
   // A device that fails in the middle of its work closes the model: what was on it is lost. From
   // then on everything that computes throws this DeviceError, which names the failure.
   void check_open() const;
 
  private:
+  void check_process() const;
   friend class BatchGeneration;
   friend class Session;
   void close(const DeviceError& cause) noexcept;
@@ -167,6 +183,7 @@ class Model {
   // Everything that uses the device goes through this.
   template <typename Body>
   auto on_device(Body&& body) {
+    const Use use(*this);
     check_open();
     try {
       plan_.backend->make_current();
@@ -181,6 +198,7 @@ class Model {
   // stream knows nothing of this one, and both use the expert cache.
   template <typename Body>
   void run_alone(PassMemory& memory, Body&& body) {
+    const Use use(*this);
     const std::lock_guard lock(step_mutex_);
     on_device([&] {
       try {
@@ -202,6 +220,7 @@ class Model {
   std::unique_ptr<PassMemory> borrow_pass_memory();
   void return_pass_memory(std::unique_ptr<PassMemory> memory) noexcept;
 
+  Origin origin_;
   ModelPlan plan_;
   ModelOptions options_;
   EventLog events_;

@@ -20,6 +20,11 @@ Session::Session(std::shared_ptr<Model> model)
 }
 
 Session::~Session() {
+  if (model_->is_lost()) {
+    static_cast<void>(graph_.release());
+    static_cast<void>(memory_.release());
+    return;
+  }
   model_->make_current();
   graph_.reset();  // recorded on a stream that goes back
   model_->return_pass_memory(std::move(memory_));

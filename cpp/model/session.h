@@ -34,6 +34,7 @@ class Session {
   std::size_t kv_cache_bytes() const { return kv_cache_.bytes_for(num_tokens()); }
   std::size_t scratch_bytes() const { return memory_->bytes(); }
   Model& model() { return *model_; }
+  const Model& model() const { return *model_; }
 
  private:
   void compute_anew(std::size_t length, const Checkpointer& between_layers, RoutingRecord* record);

@@ -28,6 +28,7 @@ std::string hex(std::uint64_t value) {
 }  // namespace
 
 std::string stats_json(const Model& model) {
+  const Model::Use use(model);
   const LoadStats& load = model.load_stats();
   const auto generation = model.generation_stats();
   const GenerationStats last = generation.value_or(GenerationStats{});
@@ -41,6 +42,10 @@ std::string stats_json(const Model& model) {
   stats["device_reason"] = model.device_reason();
   stats["cpu_kernels"] = model.cpu_kernels();
   stats["threads"] = model.threads();
+  const ThreadUse use_of_threads = model.thread_use();
+  const bool is_measured = use_of_threads.seconds > 0;
+  stats["threads_at_work"] = is_measured ? Json(use_of_threads.mean_threads()) : Json(nullptr);
+  stats["threads_withheld"] = is_measured ? Json(use_of_threads.mean_withheld()) : Json(nullptr);
   stats["load"] = {{"seconds", load.seconds},
                    {"bytes", load.bytes},
                    {"gb_per_s", rate(load_bytes / 1e9, load.seconds)},

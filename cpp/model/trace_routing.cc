@@ -27,6 +27,7 @@ RoutingRecord trace_routing(const std::shared_ptr<Model>& model,
                             std::span<const std::int32_t> token_ids,
                             const RoutingRecordOptions& options,
                             const Checkpointer& between_layers) {
+  const Model::Use use(*model);
   model->check_prompt(token_ids);
   RoutingRecord record = make_record(*model, 0, token_ids.size(), options);
   std::copy(token_ids.begin(), token_ids.end(), record.token_ids.begin());
@@ -38,6 +39,7 @@ RoutingRecord trace_decoding(const std::shared_ptr<Model>& model,
                              std::span<const std::int32_t> prompt, std::size_t num_tokens,
                              const SamplingParams& sampling, const RoutingRecordOptions& options,
                              const Checkpointer& between_layers) {
+  const Model::Use use(*model);
   model->check_prompt(prompt);
   if (num_tokens == 0 || num_tokens > model->context_length() - prompt.size()) {
     throw InvalidArgument(message("generate: expected 1 to ",

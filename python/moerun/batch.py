@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
@@ -71,6 +72,7 @@ class Batch(Iterator[BatchResult]):
     ) -> None:
         self._model = model
         self._lock = RLock()  # a signal handler may come back in the middle of a step
+        _batches.add(self)
         self._native: _moerun.BatchGeneration | None = _moerun.BatchGeneration(
             model._open(),
             batch_size=0 if batch_size is None else check_int("batch_size", batch_size, 1, _MOST),
@@ -196,6 +198,18 @@ class Batch(Iterator[BatchResult]):
         self._ended.append(
             BatchResult(sequence, len(request.prompt), running.token_ids, reason, request.seed)
         )
+
+
+_batches: WeakSet[Batch] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """Replace locks in a forked process: threads that hold them may exist only in the parent."""
+    for batch in _batches:
+        batch._lock = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def scheduling_options(

@@ -33,6 +33,7 @@ _EXCEPTIONS: dict[int, type[errors.MoerunError]] = {
     -4: errors.UnsupportedModelError,
     -5: errors.OutOfMemoryError,
     -7: errors.DeviceError,
+    -8: errors.ForkError,
 }
 
 

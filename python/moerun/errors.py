@@ -33,6 +33,14 @@ class DeviceError(MoerunError, RuntimeError):
     """
 
 
+class ForkError(MoerunError, RuntimeError):
+    """A forked process cannot use a model or predictor that its parent loaded.
+
+    This happens where the parent was at work at the moment of the fork, and with device "cuda".
+    Load the model in the new process, or start processes with the method "spawn".
+    """
+
+
 class FileError(MoerunError, OSError):
     """A file or a repository cannot be opened, read, downloaded or written."""
 

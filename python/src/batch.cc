@@ -24,11 +24,10 @@ ExpectedModel expected_model(const ModelConfig& config, const ModelWeights& weig
 
 namespace {
 
-std::unique_ptr<BatchGeneration> make_batch(const PythonModel& model, std::size_t batch_size,
-                                            const std::string& kv_budget,
-                                            const std::string& schedule,
-                                            const std::string& predictor, std::string model_id,
-                                            std::string tokenizer_hash) {
+OwnedBatch make_batch(const PythonModel& model, std::size_t batch_size,
+                      const std::string& kv_budget, const std::string& schedule,
+                      const std::string& predictor, std::string model_id,
+                      std::string tokenizer_hash) {
   const auto held = model.get();
   BatchOptions options;
   options.batch_size = batch_size;
@@ -38,7 +37,7 @@ std::unique_ptr<BatchGeneration> make_batch(const PythonModel& model, std::size_
   options.expected = expected_model(held->config(), held->weights(), std::move(model_id),
                                     std::move(tokenizer_hash));
   const py::gil_scoped_release release;
-  return std::make_unique<BatchGeneration>(held, options);
+  return OwnedBatch(new BatchGeneration(held, options));
 }
 
 py::list step(BatchGeneration& self) {
@@ -57,7 +56,7 @@ py::list step(BatchGeneration& self) {
 }  // namespace
 
 void register_batch(py::module_& module) {
-  py::class_<BatchGeneration>(module, "BatchGeneration")
+  py::class_<BatchGeneration, OwnedBatch>(module, "BatchGeneration")
       .def(py::init(&make_batch), py::arg("model"), py::arg("batch_size"), py::arg("kv_budget"),
            py::arg("schedule"), py::arg("predictor"), py::arg("model_id"),
            py::arg("tokenizer_hash"))

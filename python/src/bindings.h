@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fork.h"
 #include "model/decoder.h"
 #include "model/generation.h"
 
@@ -36,6 +37,9 @@ std::vector<std::int32_t> token_ids_from(const py::object& ids);
 
 // Of a generation, by keyword: max_new_tokens, stop_token_ids, and all of SamplingParams.
 GenerationParams generation_params_from(const py::kwargs& kwargs);
+
+// After Python code ran in the middle of a call: ForkError if it forked, and this is the child.
+void check_same_process(const Origin& origin);
 
 // For calls that run without the GIL: lets Ctrl-C end them, looked at every tenth of a second.
 Checkpointer signal_checker();

@@ -72,13 +72,21 @@ std::vector<std::int32_t> token_ids_from(const py::object& ids) {
   return result;
 }
 
+void check_same_process(const Origin& origin) {
+  if (origin.is_this_process()) return;
+  throw ForkError(
+      "the process was forked in the middle of a call, whose other threads exist only in the "
+      "parent");
+}
+
 Checkpointer signal_checker() {
   using Clock = std::chrono::steady_clock;
-  return [last = Clock::now()]() mutable {
+  return [last = Clock::now(), origin = Origin()]() mutable {
     if (Clock::now() - last < std::chrono::milliseconds(100)) return;
     last = Clock::now();
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    check_same_process(origin);
   };
 }
 

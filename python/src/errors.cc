@@ -32,6 +32,8 @@ void translate(std::exception_ptr pointer) {
     raise("OutOfMemoryError", error.what());
   } catch (const DeviceError& error) {
     raise("DeviceError", error.what());
+  } catch (const ForkError& error) {
+    raise("ForkError", error.what());
   } catch (const Error& error) {
     raise("MoerunError", error.what());
   }

@@ -40,7 +40,7 @@ GenerationParams generation_params_from(const py::kwargs& kwargs) {
 }
 
 void register_generation(py::module_& module) {
-  py::class_<Generation>(module, "Generation")
+  py::class_<Generation, OwnedGeneration>(module, "Generation")
       .def("__iter__", [](const py::object& self) { return self; })
       .def("__next__",
            [](Generation& self) {

@@ -105,10 +105,12 @@ std::unique_ptr<PythonModel> load(const std::string& path,
                                   const std::optional<py::function>& progress,
                                   const py::kwargs& kwargs) {
   const ModelOptions options = options_from(kwargs);
+  const Origin origin;
   const LoadProgress report = [&](std::uint64_t done, std::uint64_t total) {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (progress) (*progress)(done, total);
+    check_same_process(origin);
   };
   const py::gil_scoped_release release;
   return std::make_unique<PythonModel>(Model::load(path, options, report));
@@ -138,13 +140,13 @@ py::array_t<float> forward_array(const PythonModel& self, const py::object& toke
   return logits;
 }
 
-std::unique_ptr<Generation> generate(const PythonModel& self, const py::object& token_ids,
-                                     const py::kwargs& kwargs) {
+OwnedGeneration generate(const PythonModel& self, const py::object& token_ids,
+                         const py::kwargs& kwargs) {
   const auto model = self.get();
   const GenerationParams params = generation_params_from(kwargs);
   auto ids = token_ids_from(token_ids);
   const py::gil_scoped_release release;
-  return std::make_unique<Generation>(model, std::move(ids), params);
+  return OwnedGeneration(new Generation(model, std::move(ids), params));
 }
 
 py::object reconfigure(const PythonModel& self, const std::string& plan,
@@ -243,7 +245,12 @@ void register_model(py::module_& module) {
            [](const PythonModel& self) { return as_list(self.get()->cache_events()); })
       .def("take_cache_events",
            [](const PythonModel& self) { return as_list(self.get()->take_cache_events()); })
-      .def("close", &PythonModel::close, py::call_guard<py::gil_scoped_release>())
+      .def("close",
+           [](PythonModel& self) {
+             auto last = self.take();
+             const py::gil_scoped_release release;
+             last.reset();
+           })
       .def_property_readonly(
           "config",
           [](const PythonModel& self) { return from_json(config_json(self.get()->config())); })

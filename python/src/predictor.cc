@@ -19,16 +19,36 @@ namespace {
 
 // Owns the device that computes, and lets one call at a time use it.
 struct NativePredictor {
+  bool is_lost() const noexcept { return origin.is_lost(); }
+
+  Origin origin;
   std::unique_ptr<Backend> cpu;
   std::unique_ptr<PathPredictor> predictor;
   std::mutex mutex;
 };
 
+// Of one call, which is then the only one. ForkError: see Origin.
+class Turn {
+ public:
+  explicit Turn(NativePredictor& predictor) {
+    predictor.origin.check_usable("the predictor");
+    lock_ = std::unique_lock(predictor.mutex);
+  }
+
+ private:
+  InUse in_use_;
+  std::unique_lock<std::mutex> lock_;
+};
+
 // Keeps its predictor alive.
 struct NativeState {
+  bool is_lost() const noexcept { return owner->is_lost(); }
+
   std::shared_ptr<NativePredictor> owner;
   PathPredictor::State state;
 };
+
+using OwnedState = std::unique_ptr<NativeState, DeleteUnlessLost>;
 
 // Between two of them a long prompt may be interrupted.
 constexpr std::size_t kTokensAtOnce = 1200;
@@ -44,7 +64,7 @@ std::shared_ptr<NativePredictor> open(const std::string& path, int threads,
   expected.num_experts = num_experts;
   expected.top_k = top_k;
   const py::gil_scoped_release release;
-  auto opened = std::make_shared<NativePredictor>();
+  std::shared_ptr<NativePredictor> opened(new NativePredictor, DeleteUnlessLost{});
   opened->cpu = make_cpu_backend(checked_threads(threads), cpu_kernels);
   opened->predictor = PathPredictor::open(path, expected, *opened->cpu);
   return opened;
@@ -61,7 +81,7 @@ py::array_t<float> predict(NativePredictor& self, const py::object& token_ids) {
   const std::span<float> all(result.mutable_data(), ids.size() * outputs);
   const Checkpointer checkpoint = signal_checker();
   const py::gil_scoped_release release;
-  const std::lock_guard lock(self.mutex);
+  const Turn turn(self);
   PathPredictor::State state = self.predictor->make_state();
   for (std::size_t first = 0; first < ids.size(); first += kTokensAtOnce) {
     const std::size_t count = std::min(kTokensAtOnce, ids.size() - first);
@@ -83,7 +103,7 @@ py::array_t<float> advance(NativePredictor& self, const std::vector<NativeState*
   py::array_t<float> result = empty_array(inputs.size(), self.predictor->shape());
   const std::span<float> all(result.mutable_data(), static_cast<std::size_t>(result.size()));
   const py::gil_scoped_release release;
-  const std::lock_guard lock(self.mutex);
+  const Turn turn(self);
   self.predictor->predict(inputs, all);
   return result;
 }
@@ -91,12 +111,13 @@ py::array_t<float> advance(NativePredictor& self, const std::vector<NativeState*
 }  // namespace
 
 void register_predictor(py::module_& module) {
-  py::class_<NativeState>(module, "PathState")
+  py::class_<NativeState, OwnedState>(module, "PathState")
       .def_property_readonly("num_tokens",
                              [](const NativeState& self) { return self.state.num_tokens(); })
       .def_property_readonly("bytes", [](const NativeState& self) { return self.state.bytes(); })
       .def("clear", [](NativeState& self) {
-        const std::lock_guard lock(self.owner->mutex);
+        const py::gil_scoped_release release;  // which the call that holds the mutex may want
+        const Turn turn(*self.owner);
         self.state.clear();
       });
   py::class_<NativePredictor, std::shared_ptr<NativePredictor>>(module, "PathPredictor")
@@ -106,7 +127,8 @@ void register_predictor(py::module_& module) {
            py::arg("top_k") = 0)
       .def("make_state",
            [](const std::shared_ptr<NativePredictor>& self) {
-             return std::make_unique<NativeState>(NativeState{self, self->predictor->make_state()});
+             self->origin.check_usable("the predictor");
+             return OwnedState(new NativeState{self, self->predictor->make_state()});
            })
       .def("predict", &predict)
       .def("advance", &advance)

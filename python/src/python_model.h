@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -24,20 +25,36 @@ ExpectedModel expected_model(const ModelConfig& config, const ModelWeights& weig
 // (token, layer, expert, name of the kind) each.
 pybind11::list as_list(const std::vector<CacheEvent>& events);
 
+// A model while a call uses it.
+class OpenModel {
+ public:
+  // ForkError: see Model::Use.
+  explicit OpenModel(std::shared_ptr<Model> model) : model_(std::move(model)), use_(*model_) {}
+
+  Model* operator->() const { return model_.get(); }
+  Model& operator*() const { return *model_; }
+  operator const std::shared_ptr<Model>&() const { return model_; }
+
+ private:
+  std::shared_ptr<Model> model_;
+  Model::Use use_;
+};
+
 class PythonModel {
  public:
   explicit PythonModel(std::shared_ptr<Model> model) : model_(std::move(model)) {}
 
-  // Throws InvalidArgument once closed. Generations that are under way keep the model alive.
-  std::shared_ptr<Model> get() const {
+  // Throws InvalidArgument once closed, ForkError. Generations that are under way keep the model
+  // alive. Call with the GIL, as below: then a fork from Python never finds the mutex locked.
+  OpenModel get() const {
     const std::lock_guard lock(mutex_);
     if (!model_) throw InvalidArgument("the model is closed: load it again");
-    return model_;
+    return OpenModel(model_);
   }
-  void close() {
-    std::shared_ptr<Model> last;  // freed after the lock
+  // The model from now on is closed; null if it was.
+  std::shared_ptr<Model> take() {
     const std::lock_guard lock(mutex_);
-    last.swap(model_);
+    return std::exchange(model_, nullptr);
   }
 
  private:

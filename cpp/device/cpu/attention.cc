@@ -12,6 +12,9 @@ namespace {
 // Query rows computed together, so that a key or value row is read once for all of them.
 constexpr std::size_t kQueryRows = 12;
 
+// A sine and a cosine take about as long as so many multiply-adds.
+constexpr std::size_t kProductsPerAngle = 2048;
+
 // Infinities become NaN: one in a key could give a score of minus infinity, which is a weight of
 // zero.
 void rotate(float* head, const float* cosines, const float* sines, std::size_t half) {
@@ -56,6 +59,23 @@ std::size_t first_key(const AttentionParams& params, std::size_t position) {
   return params.window != 0 && end > params.window ? end - params.window : 0;
 }
 
+// Keys of the last row.
+std::size_t num_keys(const AttentionParams& params, const SequenceRows& sequence) {
+  const std::size_t end = sequence.first_position + sequence.num_rows;
+  return end == 0 ? 0 : end - first_key(params, end - 1);
+}
+
+LoopWork attention_work(const AttentionShape& shape, const AttentionParams& params,
+                        std::span<const SequenceRows> sequences) {
+  LoopWork work;
+  for (const SequenceRows& each : sequences) {
+    const std::size_t elements = num_keys(params, each) * shape.head_dim;  // of a head's keys
+    work.bytes += 2 * sizeof(float) * elements * shape.num_kv_heads;
+    work.multiply_adds += 2 * elements * shape.num_heads * each.num_rows;
+  }
+  return work;
+}
+
 }  // namespace
 
 void CpuBackend::rotate_and_store(Stream& stream, const AttentionShape& shape,
@@ -74,7 +94,10 @@ void CpuBackend::rotate_and_store_batch(Stream& stream, const AttentionShape& sh
   items.list(
       sequences, [](const SequenceRows& each) { return each.num_rows; },
       [](const SequenceRows&) { return std::size_t{1}; });
-  pool_.parallel_for(items.size(), [&](std::size_t number, int worker) {
+  const LoopWork work{.multiply_adds = items.size() * (shape.head_dim / 2 * kProductsPerAngle +
+                                                       4 * shape.head_dim *
+                                                           (shape.num_heads + shape.num_kv_heads))};
+  pool_.parallel_for(items.size(), work, [&](std::size_t number, int worker) {
     const SequenceItems::Item item = items.at(number);
     rotate_row(own, worker, shape, rotary, item.sequence->first_position + item.number,
                qkv.row(item.first_row + item.number), item.sequence->kv);
@@ -144,27 +167,25 @@ void CpuBackend::attention_batch(Stream& stream, const AttentionShape& shape,
   SequenceItems& items = own.sequence_items();
   items.list(
       sequences, [&](const SequenceRows& each) { return blocks.count(each.num_rows); },
-      [&](const SequenceRows& each) {
-        const std::size_t end = each.first_position + each.num_rows;
-        return end == 0 ? 0 : end - first_key(params, end - 1);
+      [&](const SequenceRows& each) { return num_keys(params, each); });
+  pool_.parallel_for(
+      items.size(), attention_work(shape, params, sequences), [&](std::size_t number, int worker) {
+        const auto& [sequence, first_row, block] = items.at(number);
+        const std::size_t kv_head = block / blocks.head_blocks % blocks.num_kv_heads;
+        const std::size_t first_head =
+            kv_head * blocks.group + block % blocks.head_blocks * blocks.heads;
+        // The last tokens first: they have the most keys.
+        const std::size_t token_block = blocks.token_blocks(sequence->num_rows) - 1 -
+                                        block / blocks.head_blocks / blocks.num_kv_heads;
+        const std::size_t first_token = token_block * blocks.tokens;
+        attend(own, worker, shape, params, *sequence,
+               {.kv_head = kv_head,
+                .first_head = first_head,
+                .last_head = std::min((kv_head + 1) * blocks.group, first_head + blocks.heads),
+                .first_token = first_token,
+                .last_token = std::min(sequence->num_rows, first_token + blocks.tokens)},
+               qkv.slice(first_row, sequence->num_rows), out.slice(first_row, sequence->num_rows));
       });
-  pool_.parallel_for(items.size(), [&](std::size_t number, int worker) {
-    const auto& [sequence, first_row, block] = items.at(number);
-    const std::size_t kv_head = block / blocks.head_blocks % blocks.num_kv_heads;
-    const std::size_t first_head =
-        kv_head * blocks.group + block % blocks.head_blocks * blocks.heads;
-    // The last tokens first: they have the most keys.
-    const std::size_t token_block = blocks.token_blocks(sequence->num_rows) - 1 -
-                                    block / blocks.head_blocks / blocks.num_kv_heads;
-    const std::size_t first_token = token_block * blocks.tokens;
-    attend(own, worker, shape, params, *sequence,
-           {.kv_head = kv_head,
-            .first_head = first_head,
-            .last_head = std::min((kv_head + 1) * blocks.group, first_head + blocks.heads),
-            .first_token = first_token,
-            .last_token = std::min(sequence->num_rows, first_token + blocks.tokens)},
-           qkv.slice(first_row, sequence->num_rows), out.slice(first_row, sequence->num_rows));
-  });
 }
 
 void CpuBackend::attend(CpuStream& stream, int worker, const AttentionShape& shape,
@@ -175,8 +196,8 @@ void CpuBackend::attend(CpuStream& stream, int worker, const AttentionShape& sha
   const std::size_t first = sequence.first_position;
   const std::size_t key_begin = first_key(params, first + block.first_token);
   const std::size_t key_end = first + block.last_token;  // of the last token
-  const std::size_t num_keys = key_end - key_begin;
-  const std::size_t score_pitch = padded(num_keys) + kRowQuantum;
+  const std::size_t keys_read = key_end - key_begin;
+  const std::size_t score_pitch = padded(keys_read) + kRowQuantum;
 
   float* queries = stream.worker_floats(worker, kQueryRows * (2 * kv.pitch + score_pitch));
   float* results = queries + kQueryRows * kv.pitch;
@@ -200,7 +221,7 @@ void CpuBackend::attend(CpuStream& stream, int worker, const AttentionShape& sha
   const float* keys = kv.keys + (block.kv_head * kv.capacity + key_begin) * kv.pitch;
   const float* values = kv.values + (block.kv_head * kv.capacity + key_begin) * kv.pitch;
   kernels_.dot(DType::f32, reinterpret_cast<const std::byte*>(keys), kv.pitch * sizeof(float),
-               num_keys, kv.pitch, xs, score_rows, num_rows, stream.kernel_scratch(worker));
+               keys_read, kv.pitch, xs, score_rows, num_rows, stream.kernel_scratch(worker));
   std::size_t row = 0;
   for (std::size_t t = block.first_token; t < block.last_token; ++t) {
     const std::size_t begin = first_key(params, first + t) - key_begin;
@@ -208,10 +229,11 @@ void CpuBackend::attend(CpuStream& stream, int worker, const AttentionShape& sha
     for (std::size_t h = block.first_head; h < block.last_head; ++h, ++row) {
       std::fill(score_rows[row], score_rows[row] + begin, 0.0f);
       kernels_.softmax(score_rows[row] + begin, end - begin, params.scale);
-      std::fill(score_rows[row] + end, score_rows[row] + num_keys, 0.0f);
+      std::fill(score_rows[row] + end, score_rows[row] + keys_read, 0.0f);
     }
   }
-  kernels_.weighted_sum(values, kv.pitch, num_keys, kv.pitch, probabilities, result_rows, num_rows);
+  kernels_.weighted_sum(values, kv.pitch, keys_read, kv.pitch, probabilities, result_rows,
+                        num_rows);
   row = 0;
   for (std::size_t t = block.first_token; t < block.last_token; ++t) {
     for (std::size_t h = block.first_head; h < block.last_head; ++h, ++row) {

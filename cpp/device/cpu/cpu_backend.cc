@@ -93,7 +93,8 @@ void CpuBackend::embed(Stream&, const MatrixView& table, std::span<const std::in
 }
 
 void CpuBackend::norm(Stream&, const NormWeights& weights, Activations x, Activations out) {
-  pool_.parallel_for(x.rows, [&](std::size_t t, int) {
+  const LoopWork work{.bytes = 2 * x.rows * x.cols * sizeof(float)};
+  pool_.parallel_for(x.rows, work, [&](std::size_t t, int) {
     if (weights.kind == NormKind::rms) {
       kernels_.rms_norm(x.row(t), weights.weight, weights.eps, out.row(t), x.cols);
     } else {
@@ -105,11 +106,12 @@ void CpuBackend::norm(Stream&, const NormWeights& weights, Activations x, Activa
 void CpuBackend::linear(Stream& stream, const LinearWeights& weights, Activations x, Activations y,
                         LinearOutput output) {
   const MatrixView& matrix = weights.weight;
-  const std::size_t item_rows = rows_per_item(matrix.rows, x.rows, pool_.num_threads());
+  const LoopWork work{matrix.bytes(), x.rows * matrix.rows * matrix.pitch};
+  const std::size_t item_rows = rows_per_item(matrix.rows, x.rows, pool_.threads_for(work));
   const std::size_t row_blocks = (matrix.rows + item_rows - 1) / item_rows;
   const std::size_t token_blocks = (x.rows + kMaxTokens - 1) / kMaxTokens;
   // Token blocks of one row block follow each other, so that its weights are still in cache.
-  pool_.parallel_for(row_blocks * token_blocks, [&](std::size_t item, int worker) {
+  pool_.parallel_for(row_blocks * token_blocks, work, [&](std::size_t item, int worker) {
     const std::size_t row = item / token_blocks * item_rows;
     const std::size_t rows = std::min(item_rows, matrix.rows - row);
     const std::size_t token = item % token_blocks * kMaxTokens;

@@ -76,6 +76,7 @@ class CpuBackend final : public Backend {
   void compute_segments(Stream& stream, std::span<const Segment> segments) override;
   void finish_experts(Stream& stream, float scale, Activations y) override;
 
+  ThreadUse thread_use() const override { return pool_.use(); }
   MemoryState memory() const override { return {available_memory_bytes(), total_memory_bytes()}; }
 
  private:

@@ -116,7 +116,6 @@ void ExpertBatch::add_items(const Segment& segment, std::size_t first_record,
 
 void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream& stream,
                           std::span<const Segment> segments) {
-  const auto num_threads = static_cast<std::size_t>(pool.num_threads());
   if (!sums_per_quantum_) {
     // Two segments of one expert share a sum, so they may not run side by side: one loop each run
     // of segments in which every expert is new.
@@ -127,20 +126,34 @@ void ExpertBatch::compute(ThreadPool& pool, const CpuKernels& kernels, CpuStream
         seen[segments[i].expert] = 1;
         continue;
       }
-      list_items(segments.subspan(first, i - first), num_threads);
-      pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
-        compute_item(items_[item], kernels, stream.kernel_scratch(worker));
-      });
+      run_items(pool, kernels, stream, segments.subspan(first, i - first));
       if (i == segments.size()) return;
       std::fill(seen.begin(), seen.end(), std::uint8_t{0});
       seen[segments[i].expert] = 1;
       first = i;
     }
   }
-  list_items(segments, num_threads);
-  pool.parallel_for(items_.size(), [&](std::size_t item, int worker) {
+  run_items(pool, kernels, stream, segments);
+}
+
+void ExpertBatch::run_items(ThreadPool& pool, const CpuKernels& kernels, CpuStream& stream,
+                            std::span<const Segment> segments) {
+  const LoopWork work = work_of(segments);
+  list_items(segments, static_cast<std::size_t>(pool.threads_for(work)));
+  pool.parallel_for(items_.size(), work, [&](std::size_t item, int worker) {
     compute_item(items_[item], kernels, stream.kernel_scratch(worker));
   });
+}
+
+LoopWork ExpertBatch::work_of(std::span<const Segment> segments) const {
+  LoopWork work;
+  for (const Segment& segment : segments) {
+    const std::size_t elements = 3 * segment.num_records * pitch_;
+    work.bytes += elements * size_of(shape_.dtype_of(segment.expert));
+    work.multiply_adds +=
+        elements * (expert_begin_[segment.expert + 1] - expert_begin_[segment.expert]);
+  }
+  return work;
 }
 
 void ExpertBatch::compute_item(const Item& item, const CpuKernels& kernels, std::byte* scratch) {
@@ -172,7 +185,8 @@ void ExpertBatch::compute_item(const Item& item, const CpuKernels& kernels, std:
 void ExpertBatch::finish(ThreadPool& pool, const CpuKernels& kernels, float scale, Activations y) {
   constexpr std::size_t kColumns = 256;
   const std::size_t blocks = (pitch_ + kColumns - 1) / kColumns;
-  pool.parallel_for(routing_.tokens * blocks, [&](std::size_t item, int) {
+  const LoopWork work{.bytes = routing_.tokens * sum_offset_.back() * pitch_ * sizeof(float)};
+  pool.parallel_for(routing_.tokens * blocks, work, [&](std::size_t item, int) {
     const std::size_t token = item / blocks;
     const std::size_t column = item % blocks * kColumns;
     const std::size_t width = std::min(kColumns, pitch_ - column);

@@ -38,6 +38,9 @@ class ExpertBatch {
     std::size_t num_pairs;
   };
 
+  void run_items(ThreadPool& pool, const CpuKernels& kernels, CpuStream& stream,
+                 std::span<const Segment> segments);
+  LoopWork work_of(std::span<const Segment> segments) const;
   void list_items(std::span<const Segment> segments, std::size_t num_threads);
   void add_items(const Segment& segment, std::size_t first_record, std::size_t num_records);
   void compute_item(const Item& item, const CpuKernels& kernels, std::byte* scratch);

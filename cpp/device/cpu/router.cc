@@ -54,7 +54,9 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
                        Routing routing) {
   const std::size_t num_experts = logits.cols;
   const std::size_t k = params.top_k;
-  pool_.parallel_for(logits.rows, [&](std::size_t t, int worker) {
+  // Exponential functions and comparisons, each of which takes about as long as 16 products.
+  const LoopWork work{.multiply_adds = 16 * logits.rows * num_experts};
+  pool_.parallel_for(logits.rows, work, [&](std::size_t t, int worker) {
     // The logits stay as they are, for who records them.
     float* scores = static_cast<CpuStream&>(stream).worker_floats(worker, 2 * num_experts);
     std::int32_t* ids = routing.expert_ids + t * routing.slots;
@@ -95,7 +97,8 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
 
 void CpuBackend::route_shared(Stream& stream, const MatrixView& gate, std::int32_t shared_id,
                               Activations x, Routing routing) {
-  pool_.parallel_for(x.rows, [&](std::size_t t, int worker) {
+  const LoopWork work{gate.bytes(), x.rows * gate.pitch};
+  pool_.parallel_for(x.rows, work, [&](std::size_t t, int worker) {
     const std::size_t last = t * routing.slots + routing.slots - 1;
     float weight = 1;
     if (!gate.empty()) {
