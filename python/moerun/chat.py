@@ -10,7 +10,7 @@ from moerun.arguments import shown
 from moerun.errors import FormatError, InvalidArgumentError
 from moerun.input_files import read_text
 from moerun.template_process import process
-from moerun.tokenizer_files import TokenizerFiles
+from moerun.tokenizer_files import TokenizerFiles, is_there
 
 _MOST_BYTES = 1 << 20
 _MOST_LEVELS = 50
@@ -142,9 +142,9 @@ def _templates(directory: Path, files: TokenizerFiles) -> tuple[dict[str, str], 
     named: dict[str, str] = {}
     file = directory / "chat_template.jinja"
     folder = directory / "additional_chat_templates"
-    if file.exists():
+    if is_there(file):
         named["default"] = read_text(file, _MOST_BYTES)
-    if folder.is_dir():
+    if is_there(folder) and folder.is_dir():
         for path in sorted(folder.glob("*.jinja"))[:100]:
             named[path.name.removesuffix(".jinja")] = read_text(path, _MOST_BYTES)
     if named:

@@ -29,6 +29,7 @@ class Tokenizer:
         directory: the model's directory.
 
     Raises:
+        InvalidArgumentError: `directory` is no path.
         MissingFileError: there is no tokenizer.json in the directory.
         FileError: a file cannot be read.
         FormatError: a file cannot be understood, does not work, or contradicts another one.
@@ -36,6 +37,8 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
+        if not isinstance(directory, (str, os.PathLike)):
+            raise InvalidArgumentError(f"directory must be a path, not {shown(directory)}")
         self.directory = Path(directory)
         files = TokenizerFiles(self.directory)
         if files.text is None:

@@ -73,7 +73,7 @@ class TokenizerFiles:
     @cached_property
     def text(self) -> str | None:
         """tokenizer.json; None: there is none."""
-        return read_text(self.path, _MOST_BYTES) if _is_there(self.path) else None
+        return read_text(self.path, _MOST_BYTES) if is_there(self.path) else None
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -275,12 +275,13 @@ def _number(value: Any, where: str) -> int:
     return value
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Tell whether a name is taken; reading the file says what is wrong with it."""
     try:
         return path.exists()
     except OSError:
-        return True  # reading it says what is wrong
+        return True
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if _is_there(path) else {}
+    return read_json_object(path) if is_there(path) else {}

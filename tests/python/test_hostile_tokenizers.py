@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from moerun import Tokenizer, errors
+from moerun.chat import ChatTemplate
 from moerun.guarded_calls import guarded_closely
 from moerun.json_text import parse_json, read_json_object
 from moerun.tokenizer_checks import is_steady, is_steady_regex
@@ -239,3 +241,14 @@ def test_a_pipe_or_a_folder_is_no_file_of_a_tokenizer(model_copy, name):
 
 def test_a_whole_character_of_two_halves_is_read():
     assert parse_json('"\\ud83d\\ude43"', "here") == "🙃"
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "\udcff", "/" + "x" * 300, "~nouser", "", None, 5])
+def test_a_folder_that_cannot_be_is_an_error_of_moerun(folder):
+    with pytest.raises(errors.MoerunError):
+        Tokenizer(folder)
+    if isinstance(folder, str):
+        try:
+            assert ChatTemplate.from_directory(Path(folder)) is None
+        except errors.MoerunError as error:
+            assert "chat_template" in str(error)
