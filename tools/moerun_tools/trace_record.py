@@ -37,7 +37,8 @@ Any model of Hugging Face transformers (pip install torch transformers):
       --random-tokens -o r.safetensors
 
 \b
-Data are *.jsonl and *.parquet (--text-field), *.npy (token ids), or any other file as UTF-8 text.
+Data are JSON lines (*.jsonl, *.ndjson), *.json, *.csv, *.tsv, *.parquet (--text-field names the
+text), *.npy (token ids), or any other file as UTF-8 text; text formats may be packed by gzip.
 Of a .npy with two dimensions, rows of exactly --length tokens are sequences as they are; other
 rows are documents, which stand one after the other and are cut into sequences.
 """
@@ -59,7 +60,13 @@ rows are documents, which stand one after the other and are cut into sequences.
     "manual of this Python, as the domains python and english]",
 )
 @option("Data", "--random-tokens", is_flag=True, help="Random token ids, as the domain random.")
-@option("Data", "--text-field", metavar="NAME", default="text", help="Field that holds the text.")
+@option(
+    "Data",
+    "--text-field",
+    metavar="NAME",
+    default="text",
+    help="Field or column that holds the text.",
+)
 @option("Data", "--skip-bad", is_flag=True, help="Skip files that are empty or cannot be read.")
 @option(
     "Data",
@@ -221,7 +228,8 @@ def record_command(
     """Run a model over text and write which experts every token used.
 
     Each sequence is given to the model as a whole (prefill); with --generate it is the prompt of
-    new tokens, and those are recorded (decode). Ctrl-C leaves a valid trace of what was done.
+    new tokens, and those are recorded (decode). Ctrl-C and SIGTERM leave a valid trace of what was
+    done; after a crash, --resume goes on with all but the last seconds.
     """
     domains = _parse_domains(data, random_tokens)
     if resume and overwrite:
