@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import reference
 import torch
+from click.testing import CliRunner
 from weights_on_disk import Damage, tensors_of
 
 import moerun
 from moerun import errors
+from moerun_tools.trace import main as trace
 
 CASES = {
     case.name: case
@@ -51,7 +53,10 @@ def damages(directory):
     """Of every kind of tensor one, with an element that these tokens need."""
     with load(directory) as model:
         routing = model.trace(IDS)
-    for name, shape in tensors_of(directory).items():
+    tensors = tensors_of(directory)
+    with_experts = re.compile(r"model\.layers\.(\d+)\..*(experts\.|input_linear)")
+    moe_layers = sorted({int(found[1]) for name in tensors if (found := with_experts.match(name))})
+    for name, shape in tensors.items():
         element = 5
         if name == "model.embed_tokens.weight":
             element += IDS[4] * shape[1]
@@ -60,11 +65,11 @@ def damages(directory):
             if layer == 0:
                 continue
             if expert := re.search(r"\.experts\.(\d+)\.", name):
-                used = routing.expert_ids[routing.moe_layers.index(layer)]
+                used = routing.expert_ids[moe_layers.index(layer)]
                 if int(expert[1]) != used.flat[0]:
                     continue
             elif re.search(r"input_linear|output_linear|experts\.", name):
-                used = routing.expert_ids[routing.moe_layers.index(layer)]
+                used = routing.expert_ids[moe_layers.index(layer)]
                 element += int(used.flat[0]) * shape[1] * shape[2]
         yield name, element
 
@@ -90,7 +95,7 @@ def test_one_bad_element_of_any_tensor_is_refused_by_its_name(directory, kind):
         assert np.isfinite(model.forward(IDS)).all()
 
 
-ROUTER = "model.layers.1.mlp.gate.weight"
+ROUTER = "model.layers.2.mlp.gate.weight"
 CALLS = {
     "forward": lambda model: model.forward(IDS),
     "generate": lambda model: list(model.generate(IDS, max_new_tokens=3)),
@@ -129,6 +134,23 @@ def test_no_kernel_set_swallows_a_number_that_is_none(qwen, kernels, kind):
             assert_refused(lambda model=model: model.forward(IDS[:1]), name, kind)
 
 
+@pytest.mark.parametrize("kernels", moerun.build_info()["cpu_kernels"]["supported"])
+def test_a_pass_that_was_refused_leaves_nothing_to_the_next_one(qwen, kernels):
+    """Memory of activations is used again, their padding too."""
+    hidden = tensors_of(qwen)["model.embed_tokens.weight"][1]
+    options = {"cpu_kernels": kernels, "threads": 1}
+    with load(qwen, **options) as model:
+        expected = model.forward(IDS)
+    tensor = "model.embed_tokens.weight"
+    with Damage(qwen, tensor, 100 * hidden, "nan"), load(qwen, **options) as model:
+        for _ in range(2):
+            assert_refused(lambda: model.forward([100, *IDS]), tensor, "nan")
+            assert np.array_equal(model.forward(IDS), expected)
+    with Damage(qwen, ROUTER, 5, "nan"), load(qwen, **options) as model:
+        for ids in (IDS, IDS[:1], IDS, IDS[:1]):
+            assert_refused(lambda ids=ids: model.forward(ids), ROUTER, "nan")
+
+
 def test_a_token_whose_embedding_is_damaged_is_refused_and_others_are_not(qwen):
     hidden = tensors_of(qwen)["model.embed_tokens.weight"][1]
     with Damage(qwen, "model.embed_tokens.weight", 7 * hidden, "nan"), load(qwen) as model:
@@ -154,12 +176,10 @@ def test_activations_that_overflow_are_not_blamed_on_a_weight(tmp_path):
 def test_the_tools_refuse_and_write_no_trace(model_copy, run_cli, tmp_path):
     tensor = "model.layers.1.mlp.gate.weight"
     with Damage(model_copy, tensor, 5, "nan"):
-        done = run_cli("moe-run", "-m", model_copy, "-n", "3", "-q", "hi")
+        done = run_cli("-m", model_copy, "-n", "3", "-q", "hi")
         assert done.returncode == 1 and tensor in done.stderr
         out = tmp_path / "t.safetensors"
-        done = run_cli(
-            *("moe-trace", "record", "-m", model_copy, "--samples", "2", "--length", "16"),
-            *("-q", "-o", out),
-        )
-        assert done.returncode == 1 and tensor in done.stderr
+        options = f"-m {model_copy} --samples 2 --length 16 -q -o {out}".split()
+        recorded = CliRunner().invoke(trace, ["record", *options])
+        assert recorded.exit_code == 1 and tensor in recorded.output
         assert not out.exists()

@@ -89,6 +89,8 @@ void CpuBackend::embed(Stream&, const MatrixView& table, std::span<const std::in
     const std::byte* row = table.row(static_cast<std::size_t>(token_ids[t]));
     float* target = out.row(t);
     for (std::size_t i = 0; i < table.cols; ++i) target[i] = scale * weight_at(table, row, i);
+    // An earlier pass that met NaN left it in the padding, too.
+    std::fill(target + table.cols, target + out.pitch, 0.0f);
   }
 }
 
