@@ -1,5 +1,6 @@
 #include "base/thread_team.h"
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <system_error>
@@ -26,11 +27,19 @@ constexpr std::uint32_t kPlace = 0x0001'0000;
 constexpr std::uint32_t kPlaces = 0xffff'0000;
 constexpr int kMaxWorkers = 4095;
 
-// Between two loops of a pass are some microseconds of work for the caller alone, for which a
-// sleeping worker is not worth waking. On a busy machine spinning takes the core from the thread
-// that is waited for; so it ends soon, and a caller that sleeps gives its own core away.
-constexpr auto kWorkerSpins = std::chrono::microseconds(50);
-constexpr auto kCallerSpins = std::chrono::microseconds(20);
+// Between two loops of a pass the caller works alone for some 10 microseconds, for which a sleeping
+// worker is not worth waking.
+constexpr auto kWorkerSpins = std::chrono::microseconds(100);
+
+// At the end of a loop the caller waits for items that take about as long as its own did. A worker
+// that takes longer has probably lost its core, and gets that of the caller if this one sleeps.
+constexpr Clock::duration kLeastCallerSpins = std::chrono::microseconds(20);
+constexpr Clock::duration kMostCallerSpins = std::chrono::microseconds(500);
+
+Clock::duration caller_spins(Clock::duration own, std::size_t own_items) {
+  const auto items = static_cast<Clock::rep>(std::max<std::size_t>(1, own_items));
+  return std::clamp(own / items * 3 / 2, kLeastCallerSpins, kMostCallerSpins);
+}
 
 void pause() {
 #if defined(__x86_64__)
@@ -97,16 +106,16 @@ CallerPart ThreadTeam::run(int num_helpers, std::size_t num_items, const LoopBod
         "the process was forked in the middle of a loop, whose other threads exist "
         "only in the parent");
   }
-  wait_for_helpers();
+  gate_.fetch_and(~kPlaces, std::memory_order_acq_rel);
+  const auto is_empty = [this] { return (gate_.load(std::memory_order_acquire) & kInside) == 0; };
+  if (!spin(caller_spins(own, own_items), is_empty)) wait_for_helpers();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   return {own_items, static_cast<std::uint64_t>(
                          std::chrono::duration_cast<std::chrono::nanoseconds>(own).count())};
 }
 
+// Asleep, with the gate closed.
 void ThreadTeam::wait_for_helpers() {
-  gate_.fetch_and(~kPlaces, std::memory_order_acq_rel);
-  const auto is_empty = [this] { return (gate_.load(std::memory_order_acquire) & kInside) == 0; };
-  if (is_empty() || spin(kCallerSpins, is_empty)) return;
   is_empty_.store(0, std::memory_order_relaxed);
   std::uint32_t gate = gate_.load(std::memory_order_acquire);
   do {

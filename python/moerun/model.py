@@ -350,9 +350,10 @@ class Model(CacheControl, BatchControl):
         model; so are `threads_at_work`, the mean number of threads in computations that are large
         enough for several, and `threads_withheld`, of how many these went without because other
         programs use the cores (both None where there was none so large). The rest is about the
-        last generation, None where nothing was measured yet: `prompt_tokens`, `generated_tokens`, `ttft_s` (time to first token),
-        `prefill_tokens_per_s`, `decode_tokens_per_s`, `decode_bytes_per_token`,
-        `decode_gb_per_s`, `logits_hash`, `seed`, `sampling` (the values used), `finish_reason`.
+        last generation, None where nothing was measured yet: `prompt_tokens`, `generated_tokens`,
+        `ttft_s` (time to first token), `prefill_tokens_per_s`, `decode_tokens_per_s`,
+        `decode_bytes_per_token`, `decode_gb_per_s`, `logits_hash`, `seed`,
+        `sampling` (the values used), `finish_reason`.
 
         `cache` is about the experts. `state` is "resident" while every expert is in memory, else
         "cached"; `policy`, `prefetch`, `cache_active`, `prefetch_active`, `predictive_active` and
