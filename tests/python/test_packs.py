@@ -64,3 +64,16 @@ def test_the_command_line_packs_and_removes(folder, run_cli):
     assert "removed" in run_cli("--remove-pack", env=env).stdout
     assert not list(folder.iterdir())
     assert "no record file" in run_cli("--remove-pack", env=env).stdout
+
+
+def test_quiet_packing_has_no_progress_bar_to_ask(folder, run_cli):
+    env = offline_environment(MOERUN_CACHE=str(folder))
+    options = ("-q", "--pack", "--expert-budget", "30%", "--device", "cpu", "-n", "2")
+    for more, stdin in ((("import os",), ""), (("--batch", "-"), '"import os"\n')):
+        done = run_cli(*options, *more, env=env, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        (file,) = folder.iterdir()
+        removed = run_cli("--remove-pack", env=env).stdout
+        assert removed.startswith(f"removed {file} (")
+        assert not list(folder.iterdir())
