@@ -201,7 +201,7 @@ class Model(CacheControl, BatchControl):
         """
         defaults = GenerationDefaults.of_model(self.path)
         for note in defaults.notes:
-            warnings.warn(note, MoerunWarning, stacklevel=5)  # of `generate`
+            warnings.warn(note, MoerunWarning, stacklevel=6)  # of `generate`
         return defaults
 
     def forward(self, token_ids: Iterable[int] | NDArray[Any]) -> NDArray[np.float32]:
