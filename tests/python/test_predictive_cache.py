@@ -11,6 +11,7 @@ from test_batch import CODE, MANUAL, texts_of
 import moerun
 from moerun import Model
 from moerun.errors import InvalidArgumentError, OutOfMemoryError
+from moerun.sizes import size_text
 
 NEW_TOKENS = 12
 
@@ -222,7 +223,9 @@ def test_a_split_is_refused_for_whole_experts_stay():
 def test_the_smallest_budget_is_that_of_the_other_policies(default_path, smallest):
     plan = moerun.dry_run(default_path, expert_budget="50%")
     assert plan["smallest_budget_bytes"] == smallest
-    with pytest.raises(OutOfMemoryError, match=rf"smallest budget that works is {smallest}"):
+    with pytest.raises(
+        OutOfMemoryError, match=rf"smallest budget that works is {size_text(smallest, 'up')}"
+    ):
         load(smallest - 1)
 
 
