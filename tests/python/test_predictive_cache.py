@@ -131,8 +131,8 @@ def test_batches_and_a_text_may_take_turns(prompts, alone, predictor):
         with model.batch(3, predictor=predictor, schedule=False) as second:
             text = model.generate(prompts[0], max_new_tokens=NEW_TOKENS, temperature=0)
             for prompt in prompts[:6]:
-                first.add(prompt, max_new_tokens=NEW_TOKENS)
-                second.add(prompt, max_new_tokens=NEW_TOKENS)
+                first.add(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
+                second.add(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
             single = []
             for _ in range(5):
                 first.step()
