@@ -101,7 +101,16 @@ class GenerationDefaults:
         )
 
     def merged(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments `given`, with the model's own in place of those that are None."""
+        """Return the arguments `given`, with the model's own in place of those that are None.
+
+        A temperature of 0 that is given is plain greedy decoding: the model's other settings of
+        sampling belong to its own temperature, and are left out.
+        """
+        temperature = given.get("temperature")
+        if isinstance(temperature, int | float) and temperature == 0:
+            plain = GenerationDefaults(max_new_tokens=self.max_new_tokens, stop=self.stop)
+            if plain != self:
+                return plain.merged(given)
         own = {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,

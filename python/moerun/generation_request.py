@@ -71,17 +71,17 @@ def request_of(
         "leave room to continue",
     )
     room = context_length - len(prompt)
-    wanted = model.generation_defaults.merged(
-        {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop,
-        }
-    )
+    wanted: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+    }
+    if any(value is None for value in wanted.values()):
+        wanted = model.generation_defaults.merged(wanted)
     max_new_tokens = wanted["max_new_tokens"]
     if max_new_tokens is not None:
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)

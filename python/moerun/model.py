@@ -201,7 +201,7 @@ class Model(CacheControl, BatchControl):
         """
         defaults = GenerationDefaults.of_model(self.path)
         for note in defaults.notes:
-            warnings.warn(note, MoerunWarning, stacklevel=5)  # of `generate`
+            warnings.warn(note, MoerunWarning, stacklevel=6)  # of `generate`
         return defaults
 
     def forward(self, token_ids: Iterable[int] | NDArray[Any]) -> NDArray[np.float32]:
@@ -241,7 +241,8 @@ class Model(CacheControl, BatchControl):
 
         Of `max_new_tokens`, `stop` and the five arguments of sampling, None stands for what the
         model's generation_config.json says (`generation_defaults`), as in transformers; without
-        such a file the likeliest token is always taken. `temperature=0` is greedy decoding.
+        such a file the likeliest token is always taken. `temperature=0` is plain greedy decoding:
+        the model's other settings of sampling are then left out, too.
 
         Args:
             token_ids: the prompt, at least one token and fewer than `context_length`.

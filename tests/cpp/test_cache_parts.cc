@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/bytes_text.h"
 #include "base/error.h"
 #include "check.h"
 #include "expert/budget_text.h"
@@ -154,8 +155,8 @@ TEST("no layout takes more than its budget, and none wastes a slot's worth of it
 
 TEST("a budget below one token's needs names the smallest that works, which then works") {
   const std::size_t smallest = layout_of(with("50%")).smallest_budget_bytes;
-  CHECK_THROWS(OutOfMemory, layout_of(with(std::to_string(smallest - 1))), std::to_string(smallest),
-               "smallest budget that works");
+  CHECK_THROWS(OutOfMemory, layout_of(with(std::to_string(smallest - 1))),
+               bytes_text(smallest, Rounding::up), "smallest budget that works");
   CHECK_EQ(layout_of(with(std::to_string(smallest))).arena_bytes(), smallest);
 }
 

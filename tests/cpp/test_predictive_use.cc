@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/bytes_text.h"
 #include "model/batch_generation.h"
 #include "predictive_cache.h"
 #include "random_predictor.h"
@@ -89,7 +90,7 @@ TEST("policy predictive: the budget is one ring, slots are what it falls back to
     }
   }
   CHECK_THROWS(OutOfMemory, layout_of(predictive(std::to_string(3 * block_bytes - 1))),
-               "smallest budget", std::to_string(3 * block_bytes));
+               "smallest budget", bytes_text(3 * block_bytes, Rounding::up));
   CHECK(!layout_of(predictive("100%")).is_pool);
   ExpertCacheOptions split = predictive("50%");
   split.split = {0.5};

@@ -21,8 +21,9 @@ TEST("a git-lfs pointer in place of weights, an index or a config is called one"
   folder.write("model.safetensors", kPointer);
   CHECK_THROWS(FormatError, Checkpoint::open(folder.path()), "model.safetensors", "git-lfs pointer",
                "4.61 GiB", "git lfs pull");
-  folder.write("model.safetensors.index.json", kPointer);
-  CHECK_THROWS(FormatError, Checkpoint::open(folder.path()), "index.json", "git-lfs pointer");
+  const TempFolder sharded;
+  sharded.write("model.safetensors.index.json", kPointer);
+  CHECK_THROWS(FormatError, Checkpoint::open(sharded.path()), "index.json", "git-lfs pointer");
   folder.write("config.json", "version https://git-lfs.github.com/spec/v1\n");
   CHECK_THROWS(FormatError, load_model_config(folder.path()), "config.json", "git-lfs pointer",
                "the file itself was not");

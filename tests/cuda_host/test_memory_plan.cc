@@ -97,8 +97,10 @@ TEST("a budget that is larger than the device is refused, and the one that is na
                            "for the KV cache (context_length 64)", "in use by others"}) {
     if (text.find(part) == std::string::npos) fail(__FILE__, __LINE__, part, ": ", text);
   }
-  const std::size_t fitting = number_before(text, " bytes fits");
-  use(Model::load(kModel, on_device(std::to_string(fitting))));
+  const std::string before = "a budget of up to ";
+  const std::size_t first = text.find(before) + before.size();
+  const std::string fitting = text.substr(first, text.find(" fits", first) - first);
+  use(Model::load(kModel, on_device(fitting)));  // a size with its unit
   CHECK_THROWS(OutOfMemory, Model::load(kModel, on_device("100%")), "the expert budget asks for");
 }
 

@@ -12,6 +12,7 @@ from cached import NUM_NEW_TOKENS, generate, plan_of, within
 
 import moerun
 from moerun import Model, errors
+from moerun.sizes import size_text
 
 # Budgets and plans that cannot be
 
@@ -19,7 +20,9 @@ from moerun import Model, errors
 def test_a_budget_below_the_smallest_names_the_smallest(shipped):
     smallest = shipped.sizes["smallest_budget_bytes"]
     for call in (Model.load, moerun.dry_run):
-        with pytest.raises(errors.OutOfMemoryError, match=f"smallest.* {smallest} bytes"):
+        with pytest.raises(
+            errors.OutOfMemoryError, match=rf"smallest.* {size_text(smallest, 'up')}"
+        ):
             call(shipped.directory, expert_budget=smallest - 1)
 
 
@@ -88,7 +91,9 @@ def test_a_plan_smaller_than_what_a_token_needs_names_the_smallest(shipped, tmp_
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(plan_of(shipped.sizes, "lru", [], budget_bytes=1000)))
     smallest = shipped.sizes["smallest_budget_bytes"]
-    with pytest.raises((errors.OutOfMemoryError, errors.FormatError), match=str(smallest)):
+    with pytest.raises(
+        (errors.OutOfMemoryError, errors.FormatError), match=size_text(smallest, "up")
+    ):
         Model.load(shipped.directory, plan=file)
 
 

@@ -36,6 +36,7 @@ def test_both_bindings_give_the_same_logits(c_model, model):
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_both_bindings_give_the_same_tokens(c_model, model, temperature):
     options = {"max_new_tokens": 40, "temperature": temperature, "top_k": 50, "seed": 11}
+    options |= {"top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.05}
     assert list(c_model.generate(PROMPT, **options)) == list(model.generate(PROMPT, **options))
 
 

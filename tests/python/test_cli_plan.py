@@ -291,7 +291,7 @@ def test_costs_of_another_model_are_refused(folder, trace):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--budget", "10kB"), ("10000 bytes", "294912")),
+        (("--budget", "10kB"), ("9.76 KiB", "288 KiB")),
         (("--budget", "lots"), ("lots", "25%")),
         (("--budget", "100%"), ("every expert fits", "--expert-budget 100%")),
         (("--budget", "40%", "-m", "no/such/model/here"), ("no/such/model/here",)),

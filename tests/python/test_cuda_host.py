@@ -97,7 +97,7 @@ prompt, settings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 results = []
 for options in settings:
     with moerun.Model.load(**options) as model:
-        tokens = list(model.generate(prompt, 5, ignore_eos=True))
+        tokens = list(model.generate(prompt, 5, ignore_eos=True, temperature=0))
         stats = model.stats()
     results.append([tokens, stats["logits_hash"], stats["device"], stats["cache"]["state"]])
 print(json.dumps(results))
@@ -130,10 +130,10 @@ texts = [None] * 3
 with moerun.Model.load(device="cuda-host") as shared:
     def run(index):
         if index < 2:
-            texts[index] = list(shared.generate([5], 3, ignore_eos=True))
+            texts[index] = list(shared.generate([5], 3, ignore_eos=True, temperature=0))
             return
         with moerun.Model.load(device="cuda-host", expert_budget="25%") as own:
-            texts[index] = list(own.generate([5], 3, ignore_eos=True))
+            texts[index] = list(own.generate([5], 3, ignore_eos=True, temperature=0))
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(texts))]
     for thread in threads:
         thread.start()

@@ -136,15 +136,18 @@ def test_arguments_that_are_left_out_are_those_of_the_model(sampling):
         assert result.token_ids == own
         list(model.generate(prompt, 2, temperature=0))
         assert model.stats()["sampling"]["temperature"] == 0
-        assert model.stats()["sampling"]["repetition_penalty"] == 1.3
+        assert model.stats()["sampling"]["repetition_penalty"] == 1.0
+        list(model.generate(prompt, 2, temperature=0, repetition_penalty=1.2))
+        assert model.stats()["sampling"]["repetition_penalty"] == 1.2
 
 
 def test_temperature_0_is_greedy_whatever_the_model_says(sampling, model):
     with moerun.Model.load(sampling, device="cpu") as other:
-        greedy = {"temperature": 0, "repetition_penalty": 1}
-        assert list(other.generate([5, 6], 12, **greedy)) == list(
-            model.generate([5, 6], 12, **greedy)
-        )
+        prompt = [5, 6, 7]
+        text = list(other.generate(prompt, 12, temperature=0, ignore_eos=True))
+        assert text == list(model.generate(prompt, 12, temperature=0, ignore_eos=True))
+        logits = model.forward([*prompt, *text])
+        assert text == logits[len(prompt) - 1 : -1].argmax(axis=1).tolist()
 
 
 def test_the_length_and_the_ends_of_the_model_count_too(sampling, model):

@@ -23,6 +23,7 @@ from moerun.planning import (
     replay_hits,
     uniform_plan,
 )
+from moerun.sizes import size_text
 
 # Made-up models
 
@@ -344,7 +345,7 @@ def test_a_budget_below_the_ring_names_the_smallest():
     problem = random_problem(2)
     smallest = problem[2].ring_bytes
     for call in (make_plan, uniform_plan):
-        with pytest.raises(errors.OutOfMemoryError, match=str(smallest)):
+        with pytest.raises(errors.OutOfMemoryError, match=size_text(smallest, "up")):
             call(*problem, smallest - 1)
 
 

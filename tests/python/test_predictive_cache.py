@@ -11,6 +11,7 @@ from test_batch import CODE, MANUAL, texts_of
 import moerun
 from moerun import Model
 from moerun.errors import InvalidArgumentError, OutOfMemoryError
+from moerun.sizes import size_text
 
 NEW_TOKENS = 12
 
@@ -130,8 +131,8 @@ def test_batches_and_a_text_may_take_turns(prompts, alone, predictor):
         with model.batch(3, predictor=predictor, schedule=False) as second:
             text = model.generate(prompts[0], max_new_tokens=NEW_TOKENS, temperature=0)
             for prompt in prompts[:6]:
-                first.add(prompt, max_new_tokens=NEW_TOKENS)
-                second.add(prompt, max_new_tokens=NEW_TOKENS)
+                first.add(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
+                second.add(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
             single = []
             for _ in range(5):
                 first.step()
@@ -222,7 +223,9 @@ def test_a_split_is_refused_for_whole_experts_stay():
 def test_the_smallest_budget_is_that_of_the_other_policies(default_path, smallest):
     plan = moerun.dry_run(default_path, expert_budget="50%")
     assert plan["smallest_budget_bytes"] == smallest
-    with pytest.raises(OutOfMemoryError, match=rf"smallest budget that works is {smallest}"):
+    with pytest.raises(
+        OutOfMemoryError, match=rf"smallest budget that works is {size_text(smallest, 'up')}"
+    ):
         load(smallest - 1)
 
 

@@ -32,7 +32,8 @@ _OPTIONS = (
         metavar="X",
         type=FiniteFloat(min=0),
         show_default=f"{_OF_MODEL} 0",
-        help="Randomness of sampling; 0 always takes the likeliest token (greedy).",
+        help="Randomness of sampling; 0 always takes the likeliest token (greedy), without the "
+        "model's own settings of sampling.",
     ),
     _option(
         "--top-k",
