@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from moerun.arguments import shown
 from moerun.errors import FormatError, InvalidArgumentError
-from moerun.input_files import read_text
+from moerun.model_text import read_model_text
 from moerun.template_process import process
 from moerun.tokenizer_files import TokenizerFiles, is_there
 
@@ -143,10 +143,10 @@ def _templates(directory: Path, files: TokenizerFiles) -> tuple[dict[str, str], 
     file = directory / "chat_template.jinja"
     folder = directory / "additional_chat_templates"
     if is_there(file):
-        named["default"] = read_text(file, _MOST_BYTES)
+        named["default"] = read_model_text(file, _MOST_BYTES)
     if is_there(folder) and folder.is_dir():
         for path in sorted(folder.glob("*.jinja"))[:100]:
-            named[path.name.removesuffix(".jinja")] = read_text(path, _MOST_BYTES)
+            named[path.name.removesuffix(".jinja")] = read_model_text(path, _MOST_BYTES)
     if named:
         return named, str(file if "default" in named else folder)
     return _configured(files.config.get("chat_template"), files.config_path), str(files.config_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moerun.errors import FormatError
-from moerun.input_files import read_text
+from moerun.model_text import read_model_text
 
 # Files of models nest three to six levels. The libraries below stop at 128.
 _MOST_LEVELS = 100
@@ -66,7 +66,7 @@ def read_json_object(path: Path, most_bytes: int = _MOST_BYTES) -> dict[str, Any
         FormatError: as `parse_json_object`, or the file is too large.
         MissingFileError, FileError: it cannot be read.
     """
-    return parse_json_object(read_text(path, most_bytes), str(path))
+    return parse_json_object(read_model_text(path, most_bytes), str(path))
 
 
 def _check_levels(value: Any, where: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import AddedToken
 
 from moerun.errors import FormatError
-from moerun.input_files import read_text
 from moerun.json_text import parse_json_object, read_json_object
+from moerun.model_text import read_model_text
 from moerun.tokenizer_class import TokenizerClass, choose_class
 
 # Names of special tokens that every tokenizer may have, in the order in which they are added.
@@ -73,7 +73,7 @@ class TokenizerFiles:
     @cached_property
     def text(self) -> str | None:
         """tokenizer.json; None: there is none."""
-        return read_text(self.path, _MOST_BYTES) if is_there(self.path) else None
+        return read_model_text(self.path, _MOST_BYTES) if is_there(self.path) else None
 
     @cached_property
     def state(self) -> dict[str, Any]:

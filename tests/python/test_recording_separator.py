@@ -75,7 +75,7 @@ CASES = {
             "tokenizer_config": {"eos_token": "</s>"},
             "special_tokens_map": {"eos_token": "<end>", "bos_token": "<s>"},
         },
-        EOS,
+        END,  # as transformers reads them
     ),
     "bos template": ({"tokenizer_config": {"bos_token": "<s>"}, "template": "<s> $A"}, BOS),
     "both template": (

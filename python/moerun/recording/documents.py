@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from moerun.errors import FormatError, MissingFileError, MoerunError
-from moerun.user_files import decoded, read_bounded
-
-_CONFIG_BYTES = 64 * 2**20
-_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+from moerun.errors import MoerunError
+from moerun.tokenizer_files import TokenizerFiles
 
 
 def separator_token(
@@ -44,7 +39,7 @@ def separator_token(
     except MoerunError:
         orders = [own]
     else:
-        names = _special_tokens(folder) if folder is not None else {}
+        names = TokenizerFiles(folder).special_tokens.texts if folder is not None else {}
         orders = [
             _ids_of(names.get("eos_token"), encode),
             own,
@@ -68,33 +63,3 @@ def _flat(values: Iterable[Any]) -> list[Any]:
     for value in values:
         found += value if isinstance(value, list | tuple) else [value]
     return found
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """Return the texts of `eos_token` and `bos_token`; of two files, the first counts."""
-    found: dict[str, str] = {}
-    for name in reversed(_FILES):
-        values = _read_object(folder / name)
-        for key in ("eos_token", "bos_token"):
-            value = values.get(key)
-            if isinstance(value, dict):  # as transformers writes tokens with their properties
-                value = value.get("content")
-            if isinstance(value, str):
-                found[key] = value
-    return found
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not os.path.lexists(file):
-        return {}
-    try:
-        values = json.loads(decoded(read_bounded(file, _CONFIG_BYTES), str(file)))
-    except MissingFileError:  # a link to nothing
-        return {}
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{file} is not JSON: {str(error)[:80]}") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return values

@@ -330,7 +330,7 @@ def _difference(name: str, there: Any, asked: Any) -> tuple[str, Any, Any]:
     """Name the first entry that differs where both are JSON objects."""
     try:
         a, b = json.loads(there), json.loads(asked)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return name, there, asked
     if not isinstance(a, dict) or not isinstance(b, dict):
         return name, there, asked
