@@ -46,7 +46,7 @@ def qwen(tmp_path_factory):
 
 
 def load(directory, **options):
-    return moerun.Model.load(directory, device="cpu", **options)
+    return moerun.Model.load(directory, **{"device": "cpu", "threads": 1, **options})
 
 
 def damages(directory):
@@ -138,7 +138,7 @@ def test_no_kernel_set_swallows_a_number_that_is_none(qwen, kernels, kind):
 def test_a_pass_that_was_refused_leaves_nothing_to_the_next_one(qwen, kernels):
     """Memory of activations is used again, their padding too."""
     hidden = tensors_of(qwen)["model.embed_tokens.weight"][1]
-    options = {"cpu_kernels": kernels, "threads": 1}
+    options = {"cpu_kernels": kernels}
     with load(qwen, **options) as model:
         expected = model.forward(IDS)
     tensor = "model.embed_tokens.weight"

@@ -33,9 +33,8 @@ def directory(request, tmp_path_factory):
 
 
 def load(directory, **options):
-    return moerun.Model.load(
-        directory, device="cpu", context_length=CONTEXT, prefill_chunk=CHUNK, **options
-    )
+    given = {"threads": 1, "context_length": CONTEXT, "prefill_chunk": CHUNK, **options}
+    return moerun.Model.load(directory, device="cpu", **given)
 
 
 def thresholds(model):
@@ -60,8 +59,8 @@ def grown(model, prompt):
 
 
 def test_every_token_has_the_logits_of_one_pass_over_all_before_it(directory):
-    with load(directory) as model, load(directory, threads=1) as other:
-        other_chunk = moerun.Model.load(directory, device="cpu", prefill_chunk=512)
+    with load(directory) as model, load(directory, threads=2) as other:
+        other_chunk = moerun.Model.load(directory, device="cpu", threads=1)
         text, hashes = grown(model, range(20, 20 + START))
         assert len(text) == CONTEXT
         for length, found in enumerate(hashes, start=START):

@@ -38,7 +38,7 @@ def write_weights(directory, tensors):
 
 
 def ours(directory, **options):
-    with moerun.Model.load(directory, device="cpu", **options) as model:
+    with moerun.Model.load(directory, device="cpu", threads=1, **options) as model:
         return model.forward(IDS)
 
 
