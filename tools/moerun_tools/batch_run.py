@@ -155,7 +155,8 @@ class BatchJob:
         chat: use the chat template.
         system: message of every chat.
         context_length: of the model.
-        generation: arguments of `Model.generate`.
+        generation: arguments of `Model.generate`, with the model's own settings.
+        given: those of the command line, None where the model decides.
     """
 
     lines: BatchInput
@@ -170,6 +171,7 @@ class BatchJob:
     system: str | None
     context_length: int | None
     generation: dict[str, Any]
+    given: dict[str, Any]
 
     @classmethod
     def prepare(
@@ -221,7 +223,7 @@ class BatchJob:
             before = len(done)
             failed += [number for number, result in done.items() if "error" in result]
             todo = [line for line in self.lines.lines if line.number not in done]
-            generation = {**self.generation, "seed": seed}
+            generation = {**self.given, "seed": seed}
             run = BatchRun(model, prompt_model, batch, todo, self.chat, self.system, generation)
             try:
                 self._run(run, todo, before, failed, closing.quiet)

@@ -269,8 +269,8 @@ def main(
     if not quiet:
         for note in defaults.notes:
             click.echo(f"note: {note}", err=True)
-    generation = defaults.merged(generation)
-    generation["max_new_tokens"] = generation["max_new_tokens"] or _MAX_NEW_TOKENS
+    if generation["max_new_tokens"] is None and defaults.max_new_tokens is None:
+        generation["max_new_tokens"] = _MAX_NEW_TOKENS
     if text is None and not interactive and batch is None:
         text = read_prompt(None, None)
     token_ids = conversation.ask(text) if text is not None and not interactive else []
@@ -292,7 +292,8 @@ def main(
             chat=chat,
             system=system,
             context_length=context_length,
-            generation=generation,
+            generation=defaults.merged(generation),
+            given=generation,
         )
     saved = None if save_plan is None else user_path(save_plan)
     if saved is not None:
@@ -305,6 +306,7 @@ def main(
         **machine,
         **cache,
     ) as loaded:
+        loaded.generation_defaults = defaults  # its notes have been said
         failed = 0
         if job is not None:
             failed = job.run(loaded, prompt_model, as_json=as_json, closing=closing)
