@@ -47,13 +47,18 @@ def speeds(model: moerun.Model, prompt_tokens: int, decode_tokens: int) -> dict[
     """Returns tokens per second."""
     vocab_size = model.config["vocab_size"]
     start = time.perf_counter()
-    list(model.generate(prompt_of(prompt_tokens, vocab_size), max_new_tokens=1, ignore_eos=True))
+    list(
+        model.generate(
+            prompt_of(prompt_tokens, vocab_size), max_new_tokens=1, ignore_eos=True, temperature=0
+        )
+    )
     prefill = prompt_tokens / (time.perf_counter() - start)
     tokens = iter(
         model.generate(
             prompt_of(DECODE_PROMPT_TOKENS, vocab_size),
             max_new_tokens=decode_tokens + 1,
             ignore_eos=True,
+            temperature=0,
         )
     )
     next(tokens)

@@ -10,7 +10,7 @@ constexpr std::uint64_t kMillisecond = 1'000'000;
 
 // Least estimated work of a thread, in nanoseconds. Handing a loop over takes some microseconds,
 // and what one core has written has to be fetched by the other.
-constexpr std::uint64_t kGrain = 32'000;
+constexpr std::uint64_t kGrain = 3000;
 
 // Loops are judged together for at least this long: several time slices of the system, which on
 // Linux are some 3 ms.

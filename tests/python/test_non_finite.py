@@ -98,8 +98,10 @@ def test_one_bad_element_of_any_tensor_is_refused_by_its_name(directory, kind):
 ROUTER = "model.layers.2.mlp.gate.weight"
 CALLS = {
     "forward": lambda model: model.forward(IDS),
-    "generate": lambda model: list(model.generate(IDS, max_new_tokens=3)),
-    "batch": lambda model: list(model.generate_batch([IDS, IDS[:9]], max_new_tokens=3).results()),
+    "generate": lambda model: list(model.generate(IDS, max_new_tokens=3, temperature=0)),
+    "batch": lambda model: list(
+        model.generate_batch([IDS, IDS[:9]], max_new_tokens=3, temperature=0).results()
+    ),
     "trace": lambda model: model.trace(IDS),
     "trace of decoding": lambda model: model.trace(IDS, generate=2),
 }

@@ -52,7 +52,9 @@ def thresholds(model):
 def grown(model, prompt):
     """The text up to the context's end, and the hash of the logits before each new token."""
     text, hashes = list(prompt), []
-    for token in model.generate(prompt, ignore_eos=True, max_new_tokens=CONTEXT - len(prompt)):
+    for token in model.generate(
+        prompt, ignore_eos=True, max_new_tokens=CONTEXT - len(prompt), temperature=0
+    ):
         hashes.append(int(model.stats()["logits_hash"], 16))
         text.append(token)
     return text, hashes
@@ -81,7 +83,9 @@ def test_a_batch_across_every_threshold_has_the_texts_of_each_alone(directory):
         text, _ = grown(model, range(20, 20 + START))
         prompts = [text[:length] for length in thresholds(model)]
         for size in (3, CHUNK):
-            batch = model.generate_batch(prompts, batch_size=size, max_new_tokens=CONTEXT)
+            batch = model.generate_batch(
+                prompts, batch_size=size, max_new_tokens=CONTEXT, temperature=0
+            )
             answers = [
                 prompt + list(result.token_ids)
                 for prompt, result in zip(prompts, batch.results(), strict=True)
