@@ -73,6 +73,7 @@ class Decoder {
     // come. Of a single sequence.
     const InputOnDevice* input = nullptr;
     ForecastSource* forecasts = nullptr;  // of a decoding pass's experts, for the cache
+    bool keeps_non_finite = false;        // NaN and infinity stay in the logits, unrefused
 
     const Sequence& only_sequence() const { return sequences.front(); }
     bool is_batch() const { return sequences.size() > 1; }

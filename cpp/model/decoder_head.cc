@@ -45,7 +45,7 @@ void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations lo
 // layer's output finds the layer. On a device that would mean to wait for it.
 void Decoder::check_states(const Pass& pass, Activations states,
                            const NonFinitePlace& place) const {
-  if (!backend_.is_host()) return;
+  if (!backend_.is_host() || pass.keeps_non_finite) return;
   for (std::size_t t = 0; t < pass.token_ids.size(); ++t) {
     if (all_finite({states.row(t), states.cols})) continue;
     refuse_non_finite(config_, weights_, pass.token_ids, place);
@@ -54,7 +54,7 @@ void Decoder::check_states(const Pass& pass, Activations states,
 
 void Decoder::check_logits(const Pass& pass, std::span<const float> logits) const {
   using Part = NonFinitePlace::Part;
-  if (all_finite(logits)) return;
+  if (pass.keeps_non_finite || all_finite(logits)) return;
   refuse_non_finite(config_, weights_, pass.token_ids,
                     {backend_.is_host() ? Part::head : Part::anywhere});
 }

@@ -6,12 +6,13 @@
 
 namespace moerun {
 
-Session::Session(std::shared_ptr<Model> model)
+Session::Session(std::shared_ptr<Model> model, bool keeps_non_finite)
     : model_(std::move(model)),
       memory_(model_->on_device([this] { return model_->borrow_pass_memory(); })),
       kv_cache_(model_->on_device([this] {
         return KvCache(model_->config(), model_->context_length(), *model_->plan_.backend);
-      })) {
+      })),
+      keeps_non_finite_(keeps_non_finite) {
   if (!model_->decoder_->needs_no_host()) return;
   graph_ = model_->on_device([this] {
     return std::make_unique<DecodeGraph>(*model_->decoder_, *model_->plan_.backend,
@@ -71,13 +72,14 @@ void Session::run(std::span<const std::int32_t> token_ids, std::size_t length,
     const std::size_t count = std::min(workspace.max_tokens(), token_ids.size() - first);
     const Decoder::Sequence sequence{&kv_cache_, num_stored_, count, length};
     const bool is_recorded = record != nullptr && num_stored_ + count > record->first_position;
-    const Decoder::Pass pass{*memory_->stream,
-                             workspace,
-                             token_ids.subspan(first, count),
-                             {&sequence, 1},
-                             token_ids.size() == 1,
-                             between_layers ? &between_layers : nullptr,
-                             is_recorded ? record : nullptr};
+    const Decoder::Pass pass{.stream = *memory_->stream,
+                             .workspace = workspace,
+                             .token_ids = token_ids.subspan(first, count),
+                             .sequences = {&sequence, 1},
+                             .is_decoding = token_ids.size() == 1,
+                             .between_layers = between_layers ? &between_layers : nullptr,
+                             .record = is_recorded ? record : nullptr,
+                             .keeps_non_finite = keeps_non_finite_};
     if (graph_ && pass.is_decoding && !is_recorded) {
       graph_->run(pass, logits);
       ++num_stored_;

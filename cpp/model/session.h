@@ -16,8 +16,9 @@ namespace moerun {
 
 class Session {
  public:
-  // Throws OutOfMemory, and DeviceError where the device has failed.
-  explicit Session(std::shared_ptr<Model> model);
+  // Throws OutOfMemory, and DeviceError where the device has failed. With `keeps_non_finite`, NaN
+  // and infinity stay in the logits; without, a pass that computes them is a FormatError.
+  explicit Session(std::shared_ptr<Model> model, bool keeps_non_finite = false);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -48,7 +49,8 @@ class Session {
   std::unique_ptr<DecodeGraph> graph_;  // where the device needs no host to decode
   std::vector<std::int32_t> token_ids_;
   std::size_t num_stored_ = 0;  // tokens in the KV cache; after a call that threw not token_ids_
-  bool is_long_ = false;        // the keys there are rotated for a long text
+  bool keeps_non_finite_;
+  bool is_long_ = false;  // the keys there are rotated for a long text
 };
 
 }  // namespace moerun

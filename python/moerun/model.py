@@ -215,11 +215,16 @@ class Model(CacheControl, BatchControl):
 
         Raises:
             InvalidArgumentError: no tokens, too many, or an id outside the vocabulary.
-            FormatError: a weight is NaN or infinite, or the activations overflow; the message
-                names layer and tensor. Everything else that computes raises it, too.
+
+        Warns:
+            MoerunWarning: logits are NaN or infinite, because a weight is or the activations
+                overflow; it names layer and tensor. Generation and traces raise FormatError then.
         """
         native = self._open()
-        return native.forward(self._check_prompt(token_ids, self.context_length))
+        logits, complaint = native.forward(self._check_prompt(token_ids, self.context_length))
+        if complaint:
+            warnings.warn(complaint, MoerunWarning, stacklevel=3)  # guarded: see boundary.py
+        return logits
 
     def generate(
         self,

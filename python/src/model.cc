@@ -126,18 +126,19 @@ py::object dry_run(const std::string& path, const py::kwargs& kwargs) {
   return from_json(json);
 }
 
-py::array_t<float> forward_array(const PythonModel& self, const py::object& token_ids) {
+py::tuple forward_array(const PythonModel& self, const py::object& token_ids) {
   const auto model = self.get();
   const auto ids = token_ids_from(token_ids);
   model->check_prompt(ids);
   const auto vocab = static_cast<py::ssize_t>(model->config().vocab_size);
   py::array_t<float> logits({static_cast<py::ssize_t>(ids.size()), vocab});
   const std::span<float> target(logits.mutable_data(), static_cast<std::size_t>(logits.size()));
+  std::string complaint;
   {
     const py::gil_scoped_release release;
-    forward(model, ids, target, signal_checker());
+    complaint = forward_with_non_finite(model, ids, target, signal_checker());
   }
-  return logits;
+  return py::make_tuple(std::move(logits), std::move(complaint));
 }
 
 OwnedGeneration generate(const PythonModel& self, const py::object& token_ids,

@@ -1,6 +1,7 @@
 """A weight that is no number: every way to compute refuses it, and names layer and tensor."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def damages(directory):
         yield name, element
 
 
+def checked_forward(model, ids):
+    """Logits; a warning about numbers that are none is raised as the error that it quotes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        logits = model.forward(ids)
+    assert np.isfinite(logits).all() == (not caught)
+    if caught:
+        assert caught[0].category is errors.MoerunWarning
+        raise errors.FormatError(str(caught[0].message))
+    return logits
+
+
 def assert_refused(call, tensor, kind):
     with pytest.raises(errors.FormatError) as caught:
         call()
@@ -88,16 +101,16 @@ def test_one_bad_element_of_any_tensor_is_refused_by_its_name(directory, kind):
     tried = 0
     for tensor, element in damages(directory):
         with Damage(directory, tensor, element, kind), load(directory) as model:
-            assert_refused(lambda model=model: model.forward(IDS), tensor, kind)
+            assert_refused(lambda model=model: checked_forward(model, IDS), tensor, kind)
         tried += 1
     assert tried >= 10
     with load(directory) as model:
-        assert np.isfinite(model.forward(IDS)).all()
+        assert np.isfinite(checked_forward(model, IDS)).all()
 
 
 ROUTER = "model.layers.2.mlp.gate.weight"
 CALLS = {
-    "forward": lambda model: model.forward(IDS),
+    "forward": lambda model: checked_forward(model, IDS),
     "generate": lambda model: list(model.generate(IDS, max_new_tokens=3, temperature=0)),
     "batch": lambda model: list(
         model.generate_batch([IDS, IDS[:9]], max_new_tokens=3, temperature=0).results()
@@ -132,8 +145,8 @@ def test_no_kernel_set_swallows_a_number_that_is_none(qwen, kernels, kind):
     for tensor in BAD:
         name = tensor.format(2)
         with Damage(qwen, name, 5, kind), load(qwen, cpu_kernels=kernels, threads=2) as model:
-            assert_refused(lambda model=model: model.forward(IDS), name, kind)
-            assert_refused(lambda model=model: model.forward(IDS[:1]), name, kind)
+            assert_refused(lambda model=model: checked_forward(model, IDS), name, kind)
+            assert_refused(lambda model=model: checked_forward(model, IDS[:1]), name, kind)
 
 
 @pytest.mark.parametrize("kernels", moerun.build_info()["cpu_kernels"]["supported"])
@@ -142,24 +155,26 @@ def test_a_pass_that_was_refused_leaves_nothing_to_the_next_one(qwen, kernels):
     hidden = tensors_of(qwen)["model.embed_tokens.weight"][1]
     options = {"cpu_kernels": kernels}
     with load(qwen, **options) as model:
-        expected = model.forward(IDS)
+        expected = checked_forward(model, IDS)
     tensor = "model.embed_tokens.weight"
     with Damage(qwen, tensor, 100 * hidden, "nan"), load(qwen, **options) as model:
         for _ in range(2):
-            assert_refused(lambda: model.forward([100, *IDS]), tensor, "nan")
-            assert np.array_equal(model.forward(IDS), expected)
+            assert_refused(lambda: checked_forward(model, [100, *IDS]), tensor, "nan")
+            assert np.array_equal(checked_forward(model, IDS), expected)
     with Damage(qwen, ROUTER, 5, "nan"), load(qwen, **options) as model:
         for ids in (IDS, IDS[:1], IDS, IDS[:1]):
-            assert_refused(lambda ids=ids: model.forward(ids), ROUTER, "nan")
+            assert_refused(lambda ids=ids: checked_forward(model, ids), ROUTER, "nan")
 
 
 def test_a_token_whose_embedding_is_damaged_is_refused_and_others_are_not(qwen):
     hidden = tensors_of(qwen)["model.embed_tokens.weight"][1]
     with Damage(qwen, "model.embed_tokens.weight", 7 * hidden, "nan"), load(qwen) as model:
-        assert_refused(lambda: model.forward([1, 7, 2]), "model.embed_tokens.weight", "nan")
+        assert_refused(
+            lambda: checked_forward(model, [1, 7, 2]), "model.embed_tokens.weight", "nan"
+        )
         with pytest.raises(errors.FormatError, match="of token 7"):
-            model.forward([1, 7, 2])
-        assert np.isfinite(model.forward([1, 2, 3])).all()
+            checked_forward(model, [1, 7, 2])
+        assert np.isfinite(checked_forward(model, [1, 2, 3])).all()
 
 
 def test_activations_that_overflow_are_not_blamed_on_a_weight(tmp_path):
@@ -172,7 +187,7 @@ def test_activations_that_overflow_are_not_blamed_on_a_weight(tmp_path):
         load(tmp_path / "model") as loaded,
         pytest.raises(errors.FormatError, match=r"layer 1 .*too large for float32"),
     ):
-        loaded.forward(IDS)
+        checked_forward(loaded, IDS)
 
 
 def test_the_tools_refuse_and_write_no_trace(model_copy, run_cli, tmp_path):
