@@ -233,7 +233,7 @@ def scheduling_options(
     identity = ModelIdentity(model)
     return {
         "schedule": names[schedule],
-        "predictor": check_str("predictor", str(user_path(predictor))),
+        "predictor": check_str("predictor", str(user_path(predictor, "predictor"))),
         "model_id": identity.model_id,
         "tokenizer_hash": identity.tokenizer_hash,
     }

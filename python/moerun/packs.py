@@ -36,7 +36,7 @@ def folder_of(pack: Any) -> str | None:
         return str(pack_folder())
     if not isinstance(pack, (str, os.PathLike)) or not os.fspath(pack):
         raise InvalidArgumentError(f"pack must be a bool or a folder, not {shown(pack)}")
-    return check_str("pack", str(user_path(pack)))
+    return check_str("pack", str(user_path(pack, "pack")))
 
 
 def remove_pack(

@@ -27,7 +27,7 @@ def plan_path(plan: Any) -> str:
     name = os.fspath(plan) if isinstance(plan, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(f"plan must be the path of a JSON file, not {shown(plan)}")
-    return check_str("plan", str(user_path(name)))
+    return check_str("plan", str(user_path(name, "plan")))
 
 
 def named_plan(plan: str | os.PathLike[str] | Plan) -> tuple[str, str]:

@@ -180,7 +180,12 @@ def greedy_reference(default_path, tokenizer):
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     with torch.no_grad():
         out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=NUM_NEW_TOKENS, do_sample=False, use_cache=True
+            ids,
+            attention_mask=mask,
+            max_new_tokens=NUM_NEW_TOKENS,
+            do_sample=False,
+            repetition_penalty=1.0,
+            use_cache=True,
         )
     eos = model.config.eos_token_id
     texts = []

@@ -44,7 +44,7 @@ LAYER = {"layer": 3, "slots": 4, "split": 0.5}
         ({"layers": [{"layer": 3, "split": 0.5}]}, "slots"),
         ({"layers": [7]}, "layers"),
         ({"layers": None}, "layers"),
-        ({"budget_bytes": 1_000_000, "layers": [LAYER | {"slots": 32}]}, "1000000"),
+        ({"budget_bytes": 1_000_000, "layers": [LAYER | {"slots": 32}]}, "976.56 KiB"),
         ({"budget_bytes": "6GiB"}, "budget_bytes"),
         ({"version": 2}, "version"),
         ({"version": None}, "version"),

@@ -91,7 +91,6 @@ CASES = {
     "generation config first": ({"config": EOS, "generation": [END, EOS]}, END),
     "tokenizer before config": ({"config": END, "tokenizer_config": {"eos_token": "</s>"}}, EOS),
     "config before bos": ({"config": END, "tokenizer_config": {"bos_token": "<s>"}}, END),
-    "unknown to the tokenizer": ({"config": END, "tokenizer_config": {"eos_token": "a b"}}, END),
 }
 
 

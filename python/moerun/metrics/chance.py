@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from moerun.arguments import check_int
+from moerun.arguments import check_int, check_number
 from moerun.errors import InvalidArgumentError
 
 _MAX_BLOCK = 1 << 22  # numbers of an array
@@ -52,7 +52,12 @@ def independent_variation(share: float, length: float) -> float:
 
     An expert of probability p = `share` is active in a window of m = `length` tokens a binomial
     number of times, of variance m * p * (1 - p).
+
+    Raises:
+        InvalidArgumentError: `share` is not above 0 and at most 1, or `length` is not above 0.
     """
+    share = check_number("share", share, 0.0, 1.0, above_minimum=True)
+    length = check_number("length", length, 0.0, above_minimum=True)
     return math.sqrt((1 - share) / (share * length))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from moerun.errors import MoerunError
-from moerun.tokenizer_files import TokenizerFiles
+from moerun.errors import MissingFileError
+from moerun.json_text import read_json_object
 
 
 def separator_token(
@@ -36,10 +37,10 @@ def separator_token(
     own = _flat(model_ids)
     try:
         encode("x")
-    except MoerunError:
+    except MissingFileError:
         orders = [own]
     else:
-        names = TokenizerFiles(folder).special_tokens.texts if folder is not None else {}
+        names = _special_tokens(folder) if folder is not None else {}
         orders = [
             _ids_of(names.get("eos_token"), encode),
             own,
@@ -63,3 +64,33 @@ def _flat(values: Iterable[Any]) -> list[Any]:
     for value in values:
         found += value if isinstance(value, list | tuple) else [value]
     return found
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """Return the texts of `eos_token` and `bos_token` that the tokenizer's files name.
+
+    As in transformers, special_tokens_map.json counts only beside a tokenizer_config.json without
+    `added_tokens_decoder`, and first then.
+    """
+    found: dict[str, str] = {}
+    config = _read_object(folder / "tokenizer_config.json")
+    files = [config]
+    if config.get("added_tokens_decoder") is None:
+        files.append(_read_object(folder / "special_tokens_map.json"))
+    for values in files:
+        for key in ("eos_token", "bos_token"):
+            value = values.get(key)
+            if isinstance(value, dict):  # as transformers writes tokens with their properties
+                value = value.get("content")
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not os.path.lexists(file):
+        return {}
+    try:
+        return read_json_object(file)
+    except MissingFileError:  # a link to nothing
+        return {}
