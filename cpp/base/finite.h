@@ -1,4 +1,4 @@
-// Numbers that are none: NaN and the infinities.
+// NaN and infinity: finds them, and keeps them visible.
 #pragma once
 
 #include <bit>

@@ -1,4 +1,5 @@
-// From the last states of a pass to logits, and the refusal of numbers that are none.
+// Computes logits from the last states of a pass, and refuses states and logits that are not
+// finite.
 #include <algorithm>
 
 #include "base/finite.h"
@@ -41,8 +42,8 @@ void Decoder::compute_logits(const Pass& pass, std::size_t first, Activations lo
   }
 }
 
-// Kernels pass a number that is none on, and the residual stream keeps it: so a look at every
-// layer's output finds the layer. On a device that would mean to wait for it.
+// Kernels propagate NaN and infinity, and the residual stream keeps them. A look at the output of
+// every layer therefore finds the layer. On a device the host would have to wait for each.
 void Decoder::check_states(const Pass& pass, Activations states,
                            const NonFinitePlace& place) const {
   if (!backend_.is_host() || pass.keeps_non_finite) return;

@@ -1,4 +1,4 @@
-// Says which weight is to blame when a pass computes numbers that are none.
+// Names the damaged weight when a pass computes NaN or infinity.
 #pragma once
 
 #include <cstddef>

@@ -62,7 +62,7 @@ void CpuBackend::route(Stream& stream, const RouterParams& params, Activations l
     std::int32_t* ids = routing.expert_ids + t * routing.slots;
     float* weights = routing.expert_weights + t * routing.slots;
     std::copy_n(logits.row(t), num_experts, scores);
-    // Among logits that are no numbers nothing can be chosen: the weights tell the layer's output.
+    // Without finite logits no choice is right. Weights of NaN make the layer's output NaN.
     if (!all_finite({scores, num_experts})) {
       std::iota(ids, ids + k, 0);
       std::fill_n(weights, k, std::numeric_limits<float>::quiet_NaN());
