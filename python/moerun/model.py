@@ -352,11 +352,9 @@ class Model(CacheControl, BatchControl):
     def stats(self) -> dict[str, Any]:
         """Return what was measured, in seconds, bytes, 1e9 bytes a second and tokens a second.
 
-        `load`, `memory`, `device`, `device_reason`, `cpu_kernels` and `threads` are about the
-        model; so are `threads_at_work`, the mean number of threads in computations that are large
-        enough for several, and `threads_withheld`, of how many these went without because other
-        programs use the cores (both None where there was none so large). The rest is about the
-        last generation, None where nothing was measured yet: `prompt_tokens`, `generated_tokens`,
+        `load`, `memory`, `device`, `device_reason`, `cpu_kernels`, `threads`, `threads_at_work` and
+        `threads_withheld` (docs/threads.md) are about the model. The rest is about the last
+        generation, None where nothing was measured yet: `prompt_tokens`, `generated_tokens`,
         `ttft_s` (time to first token), `prefill_tokens_per_s`, `decode_tokens_per_s`,
         `decode_bytes_per_token`, `decode_gb_per_s`, `logits_hash`, `seed`,
         `sampling` (the values used), `finish_reason`.

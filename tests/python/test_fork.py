@@ -16,6 +16,11 @@ from moerun.errors import ForkError
 PROMPT = [5, 6, 7]
 SECONDS = 20
 
+def kill(child, text):
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise SystemExit(f"the child hangs after: {text.decode()}")
+
 def fork(body, leave=os._exit):
     reading, writing = os.pipe()
     child = os.fork()
@@ -29,7 +34,6 @@ def fork(body, leave=os._exit):
             traceback.print_exc()
             status = 1
         sys.stdout.flush()
-        sys.stderr.flush()
         leave(status)
     os.close(writing)
     text, end = b"", time.monotonic() + SECONDS
@@ -39,18 +43,14 @@ def fork(body, leave=os._exit):
             break
         text += part
     else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise SystemExit(f"the child hangs after: {text.decode()}")
+        kill(child, text)
     os.close(reading)
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return text.decode(), status
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise SystemExit(f"the child hangs at exit after: {text.decode()}")
+    kill(child, text)
 
 def check(body, leave=os._exit):
     text, status = fork(body, leave)
@@ -59,6 +59,17 @@ def check(body, leave=os._exit):
 
 def text_of(model, **options):
     return list(model.generate(PROMPT, **{"max_new_tokens": 6, **options}))
+
+stop = False
+
+def start(call):
+    # Repeats it in a thread of its own until `stop`.
+    def work():
+        while not stop:
+            call()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 def refused(call):
     try:
@@ -78,12 +89,7 @@ OPTIONS = [
 # use the model: then the fork is tried again.
 AT_WORK = """
 IDLE = 77
-stop = False
-def work():
-    while not stop:
-        model.forward([7] * 1000)
-thread = threading.Thread(target=work, daemon=True)
-thread.start()
+thread = start(lambda: model.forward([7] * 1000))
 def check_at_work(body, leave=os._exit):
     def whole():
         try:
@@ -156,7 +162,6 @@ for leave in (os._exit, sys.exit):
     check(lambda: None, leave)
     check(lambda: text_of(model), leave)
     check(collect, leave)
-check(lambda: (model.close(), model.close()))
 text_of(model)
 """)
 
@@ -208,12 +213,7 @@ def test_no_child_hangs_wherever_the_fork_meets_the_work_of_the_parent():
     run("""
 model = moerun.Model.load(threads=2, expert_budget="25%")
 expected = text_of(model)
-stop = False
-def work():
-    while not stop:
-        text_of(model, max_new_tokens=50, ignore_eos=True)
-thread = threading.Thread(target=work, daemon=True)
-thread.start()
+thread = start(lambda: text_of(model, max_new_tokens=50, ignore_eos=True))
 def body():
     try:
         assert text_of(model) == expected
@@ -351,12 +351,7 @@ with model.batch(batch_size=2, predictor=sys.argv[1]) as batch:
         batch.step()
     check(lambda: len(batch.results()) == 4 or os._exit(3), sys.exit)
     assert len(batch.results()) == 4
-stop = False
-def work():
-    while not stop:
-        predictor.predict([1, 2, 3] * 3000)
-thread = threading.Thread(target=work, daemon=True)
-thread.start()
+thread = start(lambda: predictor.predict([1, 2, 3] * 3000))
 refusals = 0
 def body():
     try:
@@ -383,12 +378,7 @@ path = moerun.Model.load(threads=1).path
 model = capi.Model(path, threads=2)
 expected = model.forward(PROMPT)
 check(lambda: (model.forward(PROMPT) == expected).all() or os._exit(3), sys.exit)
-stop = False
-def work():
-    while not stop:
-        model.forward(PROMPT * 300)
-thread = threading.Thread(target=work, daemon=True)
-thread.start()
+thread = start(lambda: model.forward(PROMPT * 300))
 refusals = 0
 def body():
     try:
