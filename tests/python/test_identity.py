@@ -69,10 +69,12 @@ def train(directory):
 
 
 def another_tokenizer(directory):
-    """A token with another name: the same ids mean another text."""
+    """Two tokens change places: the same ids mean another text."""
     path = directory / "tokenizer.json"
     value = json.loads(path.read_text())
-    value["added_tokens"][0]["content"] = "<other>"
+    vocabulary = value["model"]["vocab"]
+    a, b = sorted(vocabulary, key=vocabulary.__getitem__)[2000:2002]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(value))
 
 
