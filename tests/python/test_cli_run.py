@@ -198,7 +198,7 @@ def test_the_version_is_that_of_the_package(run_cli):
 
 @pytest.mark.parametrize("narrow", [["--top-k", "1"], ["--top-p", "1e-9"], ["--min-p", "1"]])
 def test_sampling_options_reach_the_sampler(run_cli, greedy, narrow):
-    options = ["--temperature", "2", "--repetition-penalty", "1", "--seed", "3"]
+    options = ["--temperature", "2", "--seed", "3", "--repetition-penalty", "1"]
     free = as_json(run_cli("--json", "-n", "24", *options, "import os\n"))
     narrowed = as_json(run_cli("--json", "-n", "24", *options, *narrow, "import os\n"))
     assert free["token_ids"] != greedy["token_ids"]
