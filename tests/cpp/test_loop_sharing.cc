@@ -36,9 +36,9 @@ void run(LoopSharing& sharing, const Machine& machine, std::uint64_t nanoseconds
 TEST("a loop that is too small to be shared runs on one thread, however many there are") {
   const LoopSharing sharing(64);
   CHECK_EQ(sharing.threads_for(0), 1);
-  CHECK_EQ(sharing.threads_for(20'000), 1);
-  CHECK(!LoopSharing::is_worth_sharing(20'000));
-  CHECK_EQ(sharing.threads_for(100'000), 3);
+  CHECK_EQ(sharing.threads_for(5'000), 1);
+  CHECK(!LoopSharing::is_worth_sharing(5'000));
+  CHECK_EQ(sharing.threads_for(10'000), 3);
   CHECK_EQ(sharing.threads_for(1'000 * kMillion), 64);
   CHECK_EQ(LoopSharing(1).threads_for(1'000 * kMillion), 1);
 }
