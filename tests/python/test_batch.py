@@ -213,7 +213,7 @@ def test_other_generations_beside_a_batch_are_not_counted(model, prompts):
 
 
 def test_unknown_arguments_are_refused(model):
-    with pytest.raises(TypeError, match="beam"):
+    with pytest.raises(InvalidArgumentError, match="beam"):
         model.generate_batch([[1]], beam=4, temperature=0)
 
 

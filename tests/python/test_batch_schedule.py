@@ -123,8 +123,8 @@ def test_moe_run_schedules_a_batch_and_says_what_came_of_it(run_cli, tmp_path, p
     plain, scheduled = tmp_path / "plain", tmp_path / "scheduled"
     arguments = ("--batch", str(lines), "-n", "10", "--batch-size", "3", "--seed", "1")
     assert run_cli(*arguments, "-o", str(plain)).returncode == 0
-    options = ("--predictor", str(predictor), "--schedule", "on")
+    options = ("--predictor", str(predictor), "--schedule", "on", "--stats")
     done = run_cli(*arguments, "-o", str(scheduled), *options)
     assert done.returncode == 0
-    assert "rounds of two batches" in done.stderr
+    assert "rounds of two batches" in " ".join(done.stderr.split())
     assert scheduled.read_text() == plain.read_text()

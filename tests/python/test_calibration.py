@@ -278,7 +278,7 @@ def test_the_commands_find_what_calibrate_stored(tmp_path, trace, default_path):
     for command in (("curve",), ("make", "--budget", "40%", "-o", tmp_path / "p.json")):
         done = run(*command, "--trace", trace, cache=cache)
         assert done.returncode == 1
-        assert "moe-plan calibrate;" in done.stderr
+        assert "moe-plan calibrate" in done.stderr
     file = tmp_path / "costs.json"
     done = run("calibrate", "--device", "cpu", "--json", "-o", file, cache=cache)
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def check(body, leave=os._exit):
     return text
 
 def text_of(model, **options):
-    return list(model.generate(PROMPT, **{"max_new_tokens": 6, **options}))
+    return list(model.generate(PROMPT, **{"max_new_tokens": 6, "temperature": 0, **options}))
 
 stop = False
 
@@ -137,7 +137,7 @@ def body():
     model.stats()
     with model.batch(batch_size=2) as batch:
         for _ in range(3):
-            batch.add(PROMPT, max_new_tokens=6)
+            batch.add(PROMPT, max_new_tokens=6, temperature=0)
         assert [each.token_ids for each in batch.results()] == [expected] * 3
     # And so does a child of the child.
     check(lambda: text_of(model) == expected or os._exit(3))
@@ -182,12 +182,12 @@ assert text_of(model) == expected
 def test_a_child_of_a_parent_at_work_refuses_in_a_sentence_and_ends(options):
     run(f"""
 model = moerun.Model.load(**{options})
-begun = model.generate(PROMPT, max_new_tokens=3)
+begun = model.generate(PROMPT, max_new_tokens=3, temperature=0)
 parent = os.getpid()
 {AT_WORK}
 def body():
     for call in (
-        lambda: list(model.generate(PROMPT, max_new_tokens=2)),
+        lambda: list(model.generate(PROMPT, max_new_tokens=2, temperature=0)),
         lambda: next(begun),
         lambda: model.forward(PROMPT),
         lambda: model.trace(PROMPT),
@@ -244,7 +244,7 @@ def test_a_generation_that_began_before_a_fork_goes_on_in_both_processes():
     run("""
 model = moerun.Model.load(threads=2)
 expected = text_of(model)
-begun = model.generate(PROMPT, max_new_tokens=6)
+begun = model.generate(PROMPT, max_new_tokens=6, temperature=0)
 first = [next(begun), next(begun)]
 def body():
     assert first + list(begun) == expected
@@ -302,18 +302,18 @@ model = moerun.Model.load(threads=2)
 expected = text_of(model)
 batch = model.batch(batch_size=2)
 for _ in range(3):
-    batch.add(PROMPT, max_new_tokens=6)
+    batch.add(PROMPT, max_new_tokens=6, temperature=0)
 batch.step()
 check(lambda: [each.token_ids for each in batch.results()] == [expected] * 3 or os._exit(3))
 for _ in range(3):
-    batch.add(PROMPT, max_new_tokens=900, ignore_eos=True)
+    batch.add(PROMPT, max_new_tokens=900, temperature=0, ignore_eos=True)
 thread = threading.Thread(target=batch.results, daemon=True)
 thread.start()
 refusals = 0
 def body():
     # Its lock is the other thread's, always.
     try:
-        batch.add(PROMPT)
+        batch.add(PROMPT, temperature=0)
     except ForkError:
         refused(batch.step)
         refused(lambda: batch.cancel(0))
@@ -346,7 +346,7 @@ check(body)
 # A batch predicts on a thread of its own.
 with model.batch(batch_size=2, predictor=sys.argv[1]) as batch:
     for _ in range(4):
-        batch.add(PROMPT, max_new_tokens=6)
+        batch.add(PROMPT, max_new_tokens=6, temperature=0)
     for _ in range(3):
         batch.step()
     check(lambda: len(batch.results()) == 4 or os._exit(3), sys.exit)

@@ -63,14 +63,14 @@ def test_a_bad_argument_is_refused_and_named(default_path, arguments):
 )
 def test_the_cpu_has_no_use_for_them(default_path, arguments):
     for call in (Model.load, moerun.dry_run):
-        with pytest.raises(ValueError, match=rf"{next(iter(arguments))}: .*device is the CPU"):
+        with pytest.raises(ValueError, match=rf"{next(iter(arguments))}: .*needs device cuda"):
             call(default_path, device="cpu", **arguments)
 
 
 def test_on_the_command_line_too(run_cli):
     for options in (["--pin-limit", "8GiB"], ["--host-tier", "disk"]):
         name = options[0][2:].replace("-", "_")
-        assert_failed(run_cli("--device", "cpu", *options, "x"), name, "device is the CPU")
+        assert_failed(run_cli("--device", "cpu", *options, "x"), name, "needs device cuda")
         assert_failed(run_cli("--device", "cpu", "--dry-run", *options), name)
     done = run_cli("--host-tier", "tape", "x")
     assert done.returncode == 2

@@ -143,6 +143,9 @@ def test_the_token_that_ends_an_answer_is_not_remembered(own, folder, answer, tm
     config = json.loads((folder / "config.json").read_text())
     config["eos_token_id"] = token_ids[2]
     (tmp_path / "config.json").write_text(json.dumps(config))
+    sampling = json.loads((folder / "generation_config.json").read_text())
+    sampling.pop("eos_token_id", None)
+    (tmp_path / "generation_config.json").write_text(json.dumps(sampling))
     with moerun.Model.load(tmp_path, device="cpu") as model:
         found = Answer(model, prompt, **{**options, "ignore_eos": False})
         assert "".join(found) == found.message == own.tokenizer.decode(token_ids[:2], after=prompt)

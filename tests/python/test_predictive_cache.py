@@ -355,7 +355,7 @@ def test_a_batch_of_the_command_line_predicts(run_cli, tmp_path, predictor, sche
     arguments = ("--batch", str(lines), "-n", "10", "--batch-size", "3", "--seed", "1")
     assert run_cli(*arguments, "-o", str(plain)).returncode == 0
     options = ("--expert-budget", "20%", "--policy", "predictive", "--predictor", str(predictor))
-    done = run_cli(*arguments, "-o", str(predicted), *options, "--schedule", schedule)
+    done = run_cli(*arguments, "-o", str(predicted), *options, "--schedule", schedule, "--stats")
     assert done.returncode == 0, done.stderr
-    assert "experts predicted" in done.stderr
+    assert "predictions" in done.stderr
     assert predicted.read_text() == plain.read_text()

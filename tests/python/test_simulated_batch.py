@@ -320,7 +320,7 @@ def test_moe_plan_simulates_a_batch(tmp_path, domains, knowing, default_path):
     assert value["tokens_per_s"] == pytest.approx(expected["tokens_per_s"], rel=1e-3)
     table = run()
     assert "batch       80 steps of 4.0 tokens, " in table
-    assert "schedule    scheduled 40 of 40 rounds of two batches: " in table
+    assert "schedule    40 of 40 rounds of two batches scheduled" in table
     assert "rounds of two batches" not in run("--schedule", "off")
 
 

@@ -43,6 +43,7 @@ class Damage:
         else:
             raise KeyError(tensor)
         info = tensors[tensor]
+        assert not file.is_symlink(), "the file of another model would change"
         self._file = file
         self._bytes = _BITS[info["dtype"]][kind]
         assert element < np.prod(info["shape"])

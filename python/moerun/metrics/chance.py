@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from moerun.arguments import check_int, check_number
+from moerun.arguments import check_int, check_number, shown
 from moerun.errors import InvalidArgumentError
 
 _MAX_BLOCK = 1 << 22  # numbers of an array
@@ -34,7 +34,10 @@ def independent_srp(rates: NDArray[np.float64], segment_length: int) -> NDArray[
         InvalidArgumentError: an argument is out of its range.
     """
     m = check_int("segment_length", segment_length, 1, 2**20)
-    rates = np.asarray(rates, np.float64)
+    try:
+        rates = np.asarray(rates, np.float64)
+    except (TypeError, ValueError, ArithmeticError):
+        raise InvalidArgumentError(f"rates must be numbers, not {shown(rates)}") from None
     if rates.ndim != 2 or not ((rates >= 0) & (rates <= 1 + 1e-9)).all():
         raise InvalidArgumentError(
             "rates: expected an array (groups, experts) of probabilities from 0 to 1"
