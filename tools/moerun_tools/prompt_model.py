@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class PromptModel:
             MissingFileError: the model has no tokenizer.json, or no config.json.
             FileError, FormatError, UnsupportedModelError: as `Model.load`.
         """
-        config = _moerun.model_config(str(directory))
+        config = _moerun.model_config(os.fsencode(directory))
         length = config["max_position_embeddings"]
         if context_length is not None:
             length = min(length, context_length)
