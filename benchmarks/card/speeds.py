@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def missing(setting: Setting) -> Iterator[Row]:
 
 def budget(setting: Setting, share: str) -> Iterator[Row]:
     """Decoding under a budget, with the locality of a trained model's routing."""
-    config = moerun._moerun.model_config(str(setting.checkpoint))
+    config = moerun._moerun.model_config(os.fsencode(setting.checkpoint))
     layers, experts, top_k = config["num_moe_layers"], config["num_experts"], config["top_k"]
     ids = markov_routing(2 * setting.decode_tokens, layers, experts, top_k, STAY, seed=1)
     replay = (ids, predictions_of(ids, experts, ACCURACY, seed=2))

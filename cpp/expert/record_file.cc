@@ -183,8 +183,13 @@ std::vector<RemovedFile> remove_stale(const RecordFileLayout& layout, const fs::
     if (!is_of_folder(json, model) || has(json, "key", layout.key())) return;
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return;
-    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) removed.push_back(remove_file(path));
-    ::close(fd);  // else another process writes it
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) {  // else another process writes it
+      try {
+        removed.push_back(remove_file(path));
+      } catch (const FileError&) {  // of a folder that only others may change
+      }
+    }
+    ::close(fd);
   });
   return removed;
 }

@@ -43,7 +43,7 @@ def translated(error: BaseException) -> MoerunError | None:
         return MissingFileError(text)
     if isinstance(error, OSError):
         return FileError(text)
-    if isinstance(error, ValueError) and "null" in text:
+    if isinstance(error, ValueError) and "embedded null" in text:
         return InvalidArgumentError(f"a name holds a null character: {text}")
     if isinstance(error, ValueError) and ("too big" in text or "allowed size" in text):
         return OutOfMemoryError(f"not enough memory: {text}")

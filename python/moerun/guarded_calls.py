@@ -97,8 +97,14 @@ def _standard_error_kept_back() -> Iterator[Callable[[], None]]:
 
     with _lock:
         try:
-            real, kept = os.dup(2), os.memfd_create("moerun-standard-error")
+            real = os.dup(2)
         except OSError:  # standard error is closed
+            yield drop
+            return
+        try:
+            kept = os.memfd_create("moerun-standard-error")
+        except OSError:
+            os.close(real)
             yield drop
             return
         try:

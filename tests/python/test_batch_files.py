@@ -355,3 +355,19 @@ def test_a_standard_output_that_takes_nothing_is_an_error_and_no_endless_loop(mo
     monkeypatch.setattr(sys, "stdout", Stuck())
     with pytest.raises(FileError, match="takes no more bytes"):
         write_out("text")
+
+
+@pytest.mark.parametrize("has_finished", [False, True])
+def test_results_of_a_run_that_began_and_ended_meanwhile_are_not_replaced(output, has_finished):
+    late = output()
+    late.check([], False, False)
+    with output() as early:
+        early.open(resume=False)
+        early.add(result(1))
+        if has_finished:
+            early.finish()
+    kept = early.path if has_finished else early.partial_path
+    before = kept.read_bytes()
+    with late, pytest.raises(FileError, match="--overwrite"):
+        late.open(resume=False)
+    assert kept.read_bytes() == before

@@ -340,3 +340,18 @@ def test_what_is_no_path_is_an_invalid_argument(path):
         Trace.open(path)
     with pytest.raises(InvalidArgumentError, match="path of a trace"):
         writer(path)
+
+
+@pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 2**20])
+def test_a_finished_trace_survives_a_kill_before_its_folder_is_removed(
+    tmp_path, shard_bytes, monkeypatch
+):
+    path = tmp_path / "t.safetensors"
+    first = writer(path, shard_bytes=shard_bytes)
+    append_from(first, 8)
+    monkeypatch.setattr(type(first._folder), "remove", lambda folder: folder._lock.release())
+    first.close()
+    monkeypatch.undo()
+    with writer(path, shard_bytes=shard_bytes, resume=True) as again:
+        assert again.num_sequences == 8
+    assert Trace.open(path).num_sequences == 8

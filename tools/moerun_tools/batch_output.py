@@ -73,33 +73,40 @@ class BatchOutput:
             _check_name(each)
             check_target(each, inputs)
         there = self._partial_bytes()
+        self._check_replaced(there, resume, overwrite)
+        if _has_begun(there):
+            self._take_over(there, resume)
+
+    def _check_replaced(self, there: bytes, resume: bool, overwrite: bool) -> None:
         if _has_begun(there):
             if not (resume or overwrite):
                 raise FileError(
                     f"{self.partial_path} holds results of a run that did not end; --resume goes "
                     "on with it, --overwrite begins anew"
                 )
-            self._take_over(there, resume)
         elif self.path.exists() and not overwrite:
             hint = "; there is no run to go on with" if resume else ""
             raise FileError(f"{self.path} is there already{hint}; --overwrite replaces it")
 
-    def open(self, resume: bool) -> None:
+    def open(self, resume: bool, overwrite: bool = False) -> None:
         """Begin, or with `resume` go on with what is there.
 
         Raises:
-            FileError: it cannot be written, or another run writes it.
+            FileError: it cannot be written, another run writes it, or one has ended since `check`.
             FormatError: as `check`.
         """
         try:
             self._file = os.open(self.partial_path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             there = self._partial_bytes()
+            self._check_replaced(there, resume, overwrite)  # another run may have ended meanwhile
             goes_on = resume and _has_begun(there)
             self._size = self._take_over(there, is_needed=True) if goes_on else 0
             os.ftruncate(self._file, self._size)
         except BlockingIOError:
             raise FileError(f"another run is writing {self.partial_path}") from None
+        except FileError:
+            raise
         except OSError as error:
             raise self._cannot_write(error) from error
         if not goes_on:

@@ -218,7 +218,7 @@ class BatchJob:
             seed = draw_seed() if seed is None else seed
             if output is not None:
                 output.seed = seed
-                output.open(self.resume)
+                output.open(self.resume, self.overwrite)
             done = {} if output is None else output.done
             before = len(done)
             failed += [number for number, result in done.items() if "error" in result]

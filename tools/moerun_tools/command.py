@@ -118,12 +118,19 @@ class ToolCommand(click.Command):
         except BrokenPipeError:
             _exit_quietly(0)
         except Exception as error:
-            if interrupts.has_just_come():
+            if interrupts.has_just_come() and not _is_ours(error):
                 _exit_quietly(interrupts.exit_code())
             show_error(name, error)
             _exit_quietly(1)
         finally:
             interrupts.leave_at_once()
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error has a message for people, whatever came before it."""
+    from moerun.errors import MoerunError
+
+    return isinstance(error, MoerunError)
 
 
 def _numbers(value: Any) -> Iterator[int]:

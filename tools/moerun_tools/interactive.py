@@ -99,6 +99,9 @@ class Dialogue:
         try:
             for piece in answer:
                 write_out(piece)
+        except MoerunError:
+            self._conversation.forget()
+            raise
         except KeyboardInterrupt:
             interrupted = True
         write_out("\n")

@@ -183,6 +183,8 @@ def install(files: Mapping[str, bytes], folder: Path) -> None:
                     lock.release()
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+    except FileError:  # of the lock
+        raise
     except OSError as error:
         raise FileError(f"cannot write the results to {folder}: {error.strerror}") from error
 

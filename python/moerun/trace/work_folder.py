@@ -95,6 +95,8 @@ class WorkFolder:
         targets = [shard_path(self._path, i, len(shards)) for i in range(1, len(shards) + 1)]
         if len(targets) == 1:  # there is always one trace of this name
             replaced = [file for file in replaced if file not in targets]
+        # All is in the shards; a journal beside a finished trace would look like its successor.
+        self.journal.unlink(missing_ok=True)
         for file in replaced:
             file.unlink(missing_ok=True)
         if len(targets) > 1:
