@@ -26,7 +26,7 @@ class RecordFileLayout {
   // Reads samples of the weights. `model` is their folder.
   RecordFileLayout(const ModelWeights& weights, const std::filesystem::path& model);
 
-  // What a new file starts with.
+  // The first bytes of a new file.
   const std::string& header() const { return header_; }
   // Whether a file that starts with `head` has the records of these weights.
   bool describes(const std::string& head) const;

@@ -123,7 +123,7 @@ class BatchGeneration {
   BatchStats stats_;
 };
 
-// What owners of one hold.
+// The pointer that owners of one hold.
 using OwnedBatch = std::unique_ptr<BatchGeneration, DeleteUnlessLost>;
 
 }  // namespace moerun

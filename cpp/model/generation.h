@@ -47,7 +47,7 @@ class Generation {
   GenerationStats stats_;
 };
 
-// What owners of one hold.
+// The pointer that owners of one hold.
 using OwnedGeneration = std::unique_ptr<Generation, DeleteUnlessLost>;
 
 }  // namespace moerun

@@ -8,7 +8,7 @@
 
 namespace moerun {
 
-// What is refused beyond these: with such numbers, times of a token are no numbers any more.
+// Numbers beyond these are refused: times of a token would overflow.
 inline constexpr double kMaxCostSeconds = 1e6;
 inline constexpr double kMinBytesPerS = 1;
 inline constexpr double kMaxBytesPerS = 1e18;

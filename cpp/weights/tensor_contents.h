@@ -1,4 +1,4 @@
-// What a tensor of a checkpoint holds, read block by block: for questions that its header cannot
+// Contents of a tensor of a checkpoint, read block by block: for questions that its header cannot
 // answer.
 #pragma once
 

@@ -77,7 +77,7 @@ _fingerprints: dict[str, tuple[dict[bytes, _Stamp], tuple[str, str]]] = {}
 
 
 class ModelIdentity:
-    """What tells a model from others; every part is computed when it is first asked for.
+    """Facts that tell a model from others; every part is computed when it is first asked for.
 
     Args:
         model: as for `moerun.Model.load`.
