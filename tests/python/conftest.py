@@ -102,6 +102,26 @@ def model_copy(tmp_path, default_path):
     return directory
 
 
+@pytest.fixture
+def own_weights(model_copy):
+    """The weights of `model_copy` as a file of its own, which may be changed."""
+    weights = model_copy / "model.safetensors"
+    shipped = weights.resolve()
+    weights.unlink()
+    shutil.copy(shipped, weights)
+    return weights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_weights_stay(default_path):
+    """No test writes to the shipped model, whose weights copies of it are links to."""
+    weights = default_path / "model.safetensors"
+    before = weights.stat()
+    yield
+    after = weights.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
 def change_json(path, **changes):
     """Set fields of a JSON object in a file."""
     value = json.loads(path.read_text())

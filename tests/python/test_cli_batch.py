@@ -163,7 +163,9 @@ def test_prompts_may_come_from_standard_input(run_cli):
     assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2]
 
 
-def test_resuming_keeps_the_seed_and_wants_the_same_model(run_cli, tmp_path, model_copy):
+def test_resuming_keeps_the_seed_and_wants_the_same_model(
+    run_cli, tmp_path, model_copy, own_weights
+):
     prompts = write_lines(tmp_path / "p.jsonl", ["a\n", "b\n", "c\n"])
     out = tmp_path / "t"
     sampled = ("--batch", prompts, "-o", str(out), "-n", "6", "--temperature", "1")
@@ -188,13 +190,12 @@ def test_resuming_keeps_the_seed_and_wants_the_same_model(run_cli, tmp_path, mod
     process.kill()
     process.communicate()
     long = (*sampled, "-m", str(model_copy), "-n", "900", "--resume")
-    weights = next(model_copy.glob("*.safetensors"))
-    data = bytearray(weights.read_bytes())
+    data = bytearray(own_weights.read_bytes())
     data[-1] ^= 1
-    weights.write_bytes(data)
+    own_weights.write_bytes(data)
     assert_failed(run_cli(*long), "with other weights")
     data[-1] ^= 1
-    weights.write_bytes(data)
+    own_weights.write_bytes(data)
     assert_failed(run_cli(*long, "--context-length", "64"), "other options")
     assert run_cli(*long).returncode == 0
     assert [result["seed"] for result in read_lines(out)] == [seed, seed + 1, seed + 2]

@@ -257,25 +257,31 @@ def test_a_signal_handler_may_fork_in_the_middle_of_a_step():
     run("""
 model = moerun.Model.load(threads=2, expert_budget="25%")
 expected = text_of(model)
-in_child = False
+child = None
 def handler(*_):
-    global in_child
-    in_child = os.fork() == 0
+    global child
+    child = os.fork()
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
 signal.siginterrupt(signal.SIGALRM, False)
-try:
-    for _ in range(100_000):
-        model.forward([7] * 1000)
-        if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
-            break
-except ForkError as error:
-    assert in_child and "in the middle of a call" in str(error)
-if in_child:
-    refused(lambda: text_of(model))
-    model.close()
-    sys.exit(0)
-assert os.wait()[1] == 0
+BETWEEN = 7  # the exit code of a child whose parent was between two calls
+for _ in range(50):
+    child, is_refused = None, False
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        while child is None:
+            model.forward([7] * 1000)
+    except ForkError as error:
+        assert child == 0 and "in the middle of a call" in str(error)
+        is_refused = True
+    if child == 0:
+        if is_refused:
+            refused(lambda: text_of(model))
+            model.close()
+        sys.exit(0 if is_refused else BETWEEN)
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    if code != BETWEEN:
+        break
+assert code == 0
 assert text_of(model) == expected
 """)
 
