@@ -9,6 +9,7 @@ namespace moerun {
 namespace {
 
 constexpr int kAttempts = 2;  // a disk may stumble once
+constexpr std::size_t kMostFailuresKept = 64;
 
 int checked(int num_threads) {
   if (num_threads >= 1) return num_threads;
@@ -186,6 +187,7 @@ void ReaderEngine::Crew::work(ReaderEngine& engine) {
     ++transfer->num_done_;
     if (failure && !transfer->failure_) {
       transfer->failure_ = failure;
+      if (failures.size() < kMostFailuresKept) failures.push_back(failure);
       remove(*transfer);
     }
     const bool is_over = transfer->num_done_ == transfer->num_pieces_ || transfer->failure_ ||

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -63,6 +64,9 @@ class ReaderEngine final : public TransferEngine {
     std::size_t num_reading = 0;
     std::optional<InUse> in_use;  // while a thread works, or has something to do
     Clock::time_point busy_since;
+    // The first failures, so that the threads are not the last to own an exception that others
+    // read: the standard library counts its owners where the thread sanitizer does not see it.
+    std::vector<std::exception_ptr> failures;
     TransferStats stats;
     bool is_stopping = false;
     std::vector<std::thread> threads;
