@@ -269,7 +269,7 @@ for _ in range(50):
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         while child is None:
-            model.forward([7] * 1000)
+            model.trace(PROMPT, generate=600)  # long: signals are looked at every 100 ms
     except ForkError as error:
         assert child == 0 and "in the middle of a call" in str(error)
         is_refused = True
