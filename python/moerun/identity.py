@@ -165,7 +165,7 @@ class ModelIdentity:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """What the native module compares a predictor with."""
+        """Facts that the native module compares a predictor with."""
         names = ("model_id", "tokenizer_hash", "vocab_size", "num_experts", "top_k")
         return {name: getattr(self, name) for name in names}
 

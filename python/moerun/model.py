@@ -190,7 +190,7 @@ class Model(CacheControl, BatchControl):
 
     @cached_property
     def generation_defaults(self) -> GenerationDefaults:
-        """What generation_config.json says of texts, read when it is first asked for.
+        """Settings of texts in generation_config.json, read when they are first asked for.
 
         Warns:
             MoerunWarning: the file asks for something that moerun does not compute.

@@ -54,7 +54,7 @@ _QWEN2_PATTERN = (
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """What a class of transformers adds to the files of a tokenizer.
+    """Facts that a class of transformers adds to the files of a tokenizer.
 
     Attributes:
         name: of the class.

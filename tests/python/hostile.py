@@ -6,7 +6,7 @@ import math
 import os
 import time
 
-# What a JSON field may hold. NaN and Infinity are what Python writes for such numbers.
+# Values of a JSON field. Python writes NaN and Infinity for such numbers.
 VALUES = (
     None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**18, -(10**18), 10**400, 0.5, -0.0,
     5e-324, 1e-300, 1e308, math.nan, math.inf, -math.inf, "", "x", "\ud800", "\x00", "ü" * 1000, [],

@@ -94,7 +94,7 @@ PUBLIC = list(public())
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory, default_path):
-    """What a parameter of a name may be."""
+    """Values that parameters may have, by name."""
     folder = tmp_path_factory.mktemp("outside")
     random = np.random.default_rng(0)
     sequence = moerun.SequenceRouting(
